@@ -1,0 +1,15 @@
+//! What the engine and the server agree on, with neither a tensor nor a socket in sight:
+//! the units of the domain, the shapes a configuration describes, and the one trait
+//! through which the server drives a model.
+
+mod model;
+mod precision;
+mod shape;
+pub mod units;
+
+pub use model::{LaneFault, LaneFrame, LaneStep, ModelError, Prediction, StreamingModel};
+pub use precision::Precision;
+pub use shape::{
+    Conditioner, ContinuousAttribute, ExtraHeads, Gating, LmShape, LookUpTable, Norm,
+    PositionalEmbedding, ShapeError, TransformerShape,
+};

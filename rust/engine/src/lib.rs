@@ -1,0 +1,1 @@
+//! Kyutai's streaming speech models for many independent lanes.

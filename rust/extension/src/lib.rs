@@ -1,0 +1,1 @@
+//! The private Python module of moshi-ctl.

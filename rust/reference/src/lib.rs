@@ -1,0 +1,1 @@
+//! Development only: the published moshi crate as oracle and baseline.

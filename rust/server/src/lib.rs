@@ -1,0 +1,1 @@
+//! Protocol, sessions and scheduling over a streaming model.
