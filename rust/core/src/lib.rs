@@ -10,6 +10,6 @@ pub mod units;
 pub use model::{LaneFault, LaneFrame, LaneStep, ModelError, Prediction, StreamingModel};
 pub use precision::Precision;
 pub use shape::{
-    Conditioner, ContinuousAttribute, ExtraHeads, Gating, LmShape, LookUpTable, Norm,
+    CodecShape, Conditioner, ContinuousAttribute, ExtraHeads, Gating, LmShape, LookUpTable, Norm,
     PositionalEmbedding, ShapeError, TransformerShape,
 };
