@@ -1,0 +1,125 @@
+//! What the types of a configuration cannot express.
+
+use std::collections::BTreeMap;
+
+use moshi_ctl_core::Conditioner;
+
+use super::error::Finding;
+use super::files::{HUB_PREFIX, files_mut};
+use super::{AsrModule, Config};
+use crate::routes::BUILT_IN_PATHS;
+
+/// The conditioner that `conditioning_delay` and `conditioning_learnt_padding` are about.
+const DELAY_CONDITIONER: &str = "delay";
+
+impl Config {
+    pub(super) fn check(&mut self) -> Result<(), Finding> {
+        if self.instance_name.contains(['/', '\\', '\0']) {
+            let message = format!("`{}` cannot be part of a file name", self.instance_name);
+            return Err(Finding::new(&["instance_name"], message)
+                .with_hint("leave out the slashes; it names the log file"));
+        }
+        if self.authorized_ids.iter().any(super::ApiKey::is_empty) {
+            return Err(Finding::new(&["authorized_ids"], "holds an empty key")
+                .with_hint("remove it, or write a key between the quotes"));
+        }
+        let mut paths: BTreeMap<String, String> = BTreeMap::new();
+        for (name, module) in &mut self.modules {
+            let module = module.asr_mut();
+            check_path(name, &module.path)?;
+            if let Some(other) = paths.insert(module.path.clone(), name.clone()) {
+                let message = format!("`{}` is already the path of module {other}", module.path);
+                return Err(Finding::new(&["modules", name, "path"], message)
+                    .with_hint("give each module a path of its own"));
+            }
+            check_module(name, module)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_path(name: &str, path: &str) -> Result<(), Finding> {
+    let finding = |message: String| Finding::new(&["modules", name, "path"], message);
+    if !path.starts_with('/') {
+        return Err(finding(format!("`{path}` does not start with `/`"))
+            .with_hint(format!("write `/{path}`")));
+    }
+    if let Some(odd) = path.chars().find(|c| !c.is_ascii_graphic() || "{}*?#%\\\"<>".contains(*c)) {
+        return Err(finding(format!("`{path}` holds {odd:?}, which a path cannot"))
+            .with_hint("use letters, digits, `-`, `_`, `.` and `/`"));
+    }
+    if BUILT_IN_PATHS.contains(&path) {
+        return Err(finding(format!("`{path}` belongs to the server itself"))
+            .with_hint("use another path, such as /api/asr-streaming"));
+    }
+    Ok(())
+}
+
+fn check_module(name: &str, module: &mut AsrModule) -> Result<(), Finding> {
+    let finding = |key: &str, message: String| Finding::new(&["modules", name, key], message);
+    if module.batch_size == 0 {
+        return Err(finding("batch_size", "is 0, but a model needs at least one lane".into())
+            .with_hint("set it to how many streams are to be served at the same time"));
+    }
+    if !(module.temperature >= 0.0 && module.temperature.is_finite()) {
+        let message = format!("is {}, but must be 0 or above", module.temperature);
+        return Err(finding("temperature", message).with_hint("0 always takes the likeliest token"));
+    }
+    if module.log_frequency_s.is_some_and(|s| !(s > 0.0 && s.is_finite())) {
+        return Err(finding("log_frequency_s", "must be a positive number of seconds".into()));
+    }
+    for (key, value) in files_mut(module) {
+        check_file_string(value).map_err(|message| {
+            finding(key, message).with_hint("write a path or hf://org/repository/file")
+        })?;
+    }
+    module
+        .model
+        .check()
+        .map_err(|error| Finding::new(&["modules", name, "model", error.key], error.message))?;
+    check_conditioning(name, module)
+}
+
+fn check_file_string(value: &str) -> Result<(), String> {
+    if value.is_empty() {
+        return Err("is empty".into());
+    }
+    if let Some(hub) = value.strip_prefix(HUB_PREFIX) {
+        let parts: Vec<&str> = hub.split('/').collect();
+        if parts.len() < 3 || parts.iter().any(|part| part.is_empty() || *part == "..") {
+            return Err(format!("`{value}` does not name a repository and a file in it"));
+        }
+    }
+    Ok(())
+}
+
+fn check_conditioning(name: &str, module: &AsrModule) -> Result<(), Finding> {
+    // Published configurations without conditioners set conditioning_learnt_padding all the same.
+    let Some(conditioners) = &module.model.conditioners else { return Ok(()) };
+    let finding = |key: &str, message: String| Finding::new(&["modules", name, key], message);
+    let Some(delay) = conditioners.get(DELAY_CONDITIONER) else {
+        return Err(finding("model.conditioners", "holds no conditioner `delay`".into())
+            .with_hint("name it `delay`; it is the only one speech to text uses"));
+    };
+    match (module.conditioning_delay, module.conditioning_learnt_padding) {
+        (Some(_), true) => Err(finding(
+            "conditioning_delay",
+            "is given together with conditioning_learnt_padding = true".into(),
+        )
+        .with_hint("keep one of the two")),
+        (None, false) => Err(finding(
+            "conditioning_delay",
+            "is missing, and this model has conditioners".into(),
+        )
+        .with_hint("add it, in seconds, or `conditioning_learnt_padding = true`")),
+        (Some(delay_s), false) if !(delay_s >= 0.0 && delay_s.is_finite()) => {
+            Err(finding("conditioning_delay", format!("is {delay_s}, but must be 0 or above")))
+        }
+        (Some(_), false) if !matches!(delay, Conditioner::ContinuousAttribute(_)) => Err(finding(
+            "conditioning_delay",
+            "needs a conditioner `delay` of type ContinuousAttribute".into(),
+        )
+        .with_hint("use `conditioning_learnt_padding = true` instead")),
+        _ => Ok(()),
+    }
+}
