@@ -1,7 +1,21 @@
 //! Kyutai's streaming speech models for many independent lanes. No sockets, no Python.
 
 mod asr;
+mod attention;
+mod checkpoint;
+mod codec;
+mod conditioner;
+mod device;
 mod error;
+mod kernels;
+mod linear;
+mod lm;
+mod norm;
+pub mod random_checkpoint;
+mod sampling;
+mod transformer;
+mod weights;
 
-pub use asr::{AsrModel, AsrSpec, Conditioning};
+pub use asr::{AsrModel, AsrSpec, Conditioning, StepTiming, StepTrace};
 pub use error::EngineError;
+pub use weights::Kernels;

@@ -1,0 +1,74 @@
+//! Vectors that are added to every input of a language model.
+
+use candle_core::Tensor;
+use moshi_ctl_core::{Conditioner, ContinuousAttribute, LmShape};
+
+use crate::EngineError;
+use crate::asr::Conditioning;
+use crate::linear::Linear;
+use crate::weights::Weights;
+
+/// The conditioner that tells a speech-to-text model how far behind the audio it may be.
+const DELAY: &str = "delay";
+
+/// The vector, d_model, that `conditioning` asks for; none for a model without conditioners.
+///
+/// # Errors
+/// When the model has conditioners but they do not fit `conditioning`.
+pub(crate) fn condition(
+    shape: &LmShape,
+    conditioning: Option<Conditioning>,
+    weights: &Weights<'_>,
+) -> Result<Option<Tensor>, EngineError> {
+    let Some(conditioners) = &shape.conditioners else { return Ok(None) };
+    let d_model = shape.transformer.d_model;
+    let conditioner = conditioners.get(DELAY).ok_or_else(|| {
+        let names: Vec<_> = conditioners.keys().collect();
+        EngineError::new(format!("the model has the conditioners {names:?}, but none is `{DELAY}`"))
+    })?;
+    let weights = weights.at("condition_provider").at("conditioners").at(DELAY);
+    let vector = match (conditioning, conditioner) {
+        (Some(Conditioning::LearntPadding), _) => weights.vector("learnt_padding", d_model)?,
+        (
+            Some(Conditioning::DelaySeconds(delay_s)),
+            Conditioner::ContinuousAttribute(attribute),
+        ) => {
+            // Kyutai's models are told the delay as a negative number.
+            embed_number(attribute, -delay_s, d_model, &weights)?
+        }
+        (Some(Conditioning::DelaySeconds(_)), Conditioner::Lut(_)) => {
+            return Err(EngineError::new(format!(
+                "`conditioning_delay` is a number, but the conditioner `{DELAY}` is a look-up table"
+            ))
+            .with_hint("Use `conditioning_learnt_padding = true` instead."));
+        }
+        (None, _) => {
+            return Err(EngineError::new(
+                "the model has conditioners and needs to be told a delay",
+            )
+            .with_hint(
+                "Set `conditioning_delay` (seconds) or `conditioning_learnt_padding = true`.",
+            ));
+        }
+    };
+    Ok(Some(vector))
+}
+
+/// Cosines and sines of the scaled number at wavelengths up to `max_period`, projected.
+fn embed_number(
+    attribute: &ContinuousAttribute,
+    number: f32,
+    d_model: usize,
+    weights: &Weights<'_>,
+) -> Result<Tensor, EngineError> {
+    let half = attribute.dim / 2;
+    let scaled = number * attribute.scale_factor;
+    let angles: Vec<f32> = (0..half)
+        .map(|i| scaled * (1.0 / attribute.max_period.powf(i as f32 / (half - 1) as f32)))
+        .collect();
+    let embedding: Vec<f32> =
+        angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect();
+    let embedding = Tensor::from_vec(embedding, (1, attribute.dim), &weights.placement().device)?;
+    let projection = Linear::load(d_model, attribute.dim, false, &weights.at("output_proj"))?;
+    Ok(projection.forward(&embedding)?.squeeze(0)?)
+}

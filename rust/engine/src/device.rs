@@ -1,0 +1,72 @@
+//! Which device a model runs on, and what it can do there.
+
+use candle_core::Device;
+use moshi_ctl_core::Precision;
+
+use crate::EngineError;
+use crate::weights::{Kernels, Placement};
+
+/// The first compute capability with bf16 arithmetic.
+const BF16_FROM: (u32, u32) = (8, 0);
+
+/// The first CUDA device or Metal, where this build has them; else the CPU.
+///
+/// # Errors
+/// When there is a device but it cannot be used.
+pub(crate) fn choose_device(cpu: bool) -> Result<Device, EngineError> {
+    if !cpu && candle_core::utils::cuda_is_available() {
+        return Ok(Device::new_cuda(0)?);
+    }
+    if !cpu && candle_core::utils::metal_is_available() {
+        return Ok(Device::new_metal(0)?);
+    }
+    Ok(Device::Cpu)
+}
+
+/// Where the language model goes. Without a wish its precision is F32 on the CPU and on CUDA
+/// devices below compute capability 8.0 (Turing has no bf16), BF16 elsewhere.
+pub(crate) fn place(
+    device: &Device,
+    kernels: Kernels,
+    wish: Option<Precision>,
+) -> Result<Placement, EngineError> {
+    let capability = compute_capability(device)?;
+    let precision = match (wish, device) {
+        (Some(Precision::Bf16), _) if capability.is_some_and(|c| c < BF16_FROM) => {
+            let (major, minor) = capability.unwrap_or_default();
+            return Err(EngineError::new(format!(
+                "dtype_override = \"bf16\", but this card has compute capability {major}.{minor} \
+                 and bf16 needs 8.0"
+            ))
+            .with_hint("Use dtype_override = \"f16\" or \"f32\", or remove the key."));
+        }
+        (Some(precision), _) => precision,
+        (None, Device::Cpu) => Precision::F32,
+        (None, _) if capability.is_some_and(|c| c < BF16_FROM) => Precision::F32,
+        (None, _) => Precision::Bf16,
+    };
+    let kernels = if device.is_cpu() { kernels } else { Kernels::Candle };
+    Ok(Placement { device: device.clone(), kernels, precision })
+}
+
+/// Major and minor compute capability of a CUDA device; none elsewhere.
+#[cfg(feature = "cuda")]
+fn compute_capability(device: &Device) -> Result<Option<(u32, u32)>, EngineError> {
+    use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
+    let Device::Cuda(device) = device else { return Ok(None) };
+    let attribute = |which| {
+        device
+            .cuda_stream()
+            .context()
+            .attribute(which)
+            .map_err(|e| EngineError::new(format!("the CUDA driver does not answer: {e:?}")))
+    };
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(Some((major as u32, minor as u32)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn compute_capability(_device: &Device) -> Result<Option<(u32, u32)>, EngineError> {
+    Ok(None)
+}

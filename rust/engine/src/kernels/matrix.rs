@@ -1,0 +1,353 @@
+//! Matrix product of a few rows of activations with a large weight matrix.
+//!
+//! Weights are packed once, while loading, into panels of sixteen output columns, so that a step
+//! reads them front to back exactly once for up to [`MAX_TILE_ROWS`] rows. Each output is one
+//! chain of additions over the inputs in their order, whatever the tile it falls into.
+
+use half::{bf16, f16};
+use moshi_ctl_core::Precision;
+use rayon::prelude::*;
+
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{LEVEL, Level, Portable, Vector, WIDTH};
+use crate::checkpoint::RawTensor;
+
+/// Rows that share one reading of the weights.
+const MAX_TILE_ROWS: usize = 8;
+/// Panels a tile covers: two give sixteen independent chains at eight rows.
+const TILE_PANELS: usize = 2;
+/// Below this many multiplications a product is not worth handing to other threads.
+const PARALLEL_FROM: usize = 1 << 17;
+/// Pieces of work per thread, so that a late thread does not hold up a product.
+const PIECES_PER_THREAD: usize = 4;
+
+/// An `outputs × inputs` weight matrix in panels: for each sixteen outputs, `inputs` rows of
+/// sixteen numbers; missing outputs of the last panel are zero.
+pub(crate) struct PackedMatrix {
+    outputs: usize,
+    inputs: usize,
+    panels: Panels,
+}
+
+enum Panels {
+    F32(Vec<f32>),
+    F16(Vec<u16>),
+    Bf16(Vec<u16>),
+}
+
+/// Where the rows of the left operand begin: `group_rows` rows `row_stride` numbers apart, then
+/// the next group `group_stride` numbers after the last one's beginning. Rows may overlap.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) count: usize,
+    pub(crate) group_rows: usize,
+    pub(crate) group_stride: usize,
+    pub(crate) row_stride: usize,
+}
+
+impl Rows {
+    /// `count` rows of `width` numbers, one after another.
+    pub(crate) fn contiguous(count: usize, width: usize) -> Self {
+        Self { count, group_rows: count.max(1), group_stride: 0, row_stride: width }
+    }
+
+    fn offset(&self, row: usize) -> usize {
+        (row / self.group_rows) * self.group_stride + (row % self.group_rows) * self.row_stride
+    }
+}
+
+impl PackedMatrix {
+    /// Packs a row-major `outputs × inputs` matrix.
+    pub(crate) fn pack(
+        raw: &RawTensor<'_>,
+        outputs: usize,
+        inputs: usize,
+        precision: Precision,
+    ) -> Self {
+        let panels = match precision {
+            Precision::F32 => Panels::F32(pack_panels(outputs, inputs, |index| raw.get(index))),
+            Precision::F16 => Panels::F16(pack_panels(outputs, inputs, |index| {
+                f16::from_f32(raw.get(index)).to_bits()
+            })),
+            Precision::Bf16 => Panels::Bf16(pack_panels(outputs, inputs, |index| {
+                bf16::from_f32(raw.get(index)).to_bits()
+            })),
+        };
+        Self { outputs, inputs, panels }
+    }
+
+    /// Packs an f32 matrix whose element at (output, input) is `value(output, input)`.
+    pub(crate) fn pack_with(
+        outputs: usize,
+        inputs: usize,
+        value: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Self {
+        let panels = pack_panels(outputs, inputs, |index| {
+            value(index / inputs.max(1), index % inputs.max(1))
+        });
+        Self { outputs, inputs, panels: Panels::F32(panels) }
+    }
+
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Multiplies the rows of `x` with the transposed weights into `y`, `rows.count × outputs`.
+    ///
+    /// # Panics
+    /// When `x` is too short for `rows` or `y` has the wrong length.
+    pub(crate) fn multiply(&self, x: &[f32], rows: Rows, y: &mut [f32]) {
+        assert_eq!(y.len(), rows.count * self.outputs, "length of the product");
+        if y.is_empty() {
+            return;
+        }
+        assert!(x.len() >= rows.offset(rows.count - 1) + self.inputs, "length of the left operand");
+        let panels = self.outputs.div_ceil(WIDTH);
+        let groups = panels.div_ceil(TILE_PANELS);
+        let job = Job { matrix: self, x, rows, y: Output(y.as_mut_ptr()) };
+        if rows.count * self.outputs * self.inputs < PARALLEL_FROM {
+            return job.run(0..rows.count, 0..groups);
+        }
+        let pieces = rayon::current_num_threads() * PIECES_PER_THREAD;
+        if groups >= pieces {
+            let size = groups.div_ceil(pieces);
+            (0..groups.div_ceil(size)).into_par_iter().for_each(|piece| {
+                job.run(0..rows.count, piece * size..groups.min((piece + 1) * size));
+            });
+        } else {
+            let size = rows.count.div_ceil(pieces).next_multiple_of(MAX_TILE_ROWS);
+            (0..rows.count.div_ceil(size)).into_par_iter().for_each(|piece| {
+                job.run(piece * size..rows.count.min((piece + 1) * size), 0..groups);
+            });
+        }
+    }
+}
+
+fn pack_panels<T: Copy + Default + Send + Sync>(
+    outputs: usize,
+    inputs: usize,
+    value: impl Fn(usize) -> T + Sync,
+) -> Vec<T> {
+    let mut panels = vec![T::default(); outputs.div_ceil(WIDTH) * inputs * WIDTH];
+    if panels.is_empty() {
+        return panels;
+    }
+    panels.par_chunks_mut(inputs * WIDTH).enumerate().for_each(|(panel, chunk)| {
+        for column in 0..WIDTH.min(outputs - panel * WIDTH) {
+            let row = (panel * WIDTH + column) * inputs;
+            for input in 0..inputs {
+                chunk[input * WIDTH + column] = value(row + input);
+            }
+        }
+    });
+    panels
+}
+
+/// The product, shared by the threads that fill in disjoint parts of it.
+#[derive(Clone, Copy)]
+struct Output(*mut f32);
+
+// SAFETY: pieces of a job write disjoint ranges of rows or of columns, and the slice outlives
+// the job, which is finished before `multiply` returns.
+unsafe impl Send for Output {}
+// SAFETY: as above.
+unsafe impl Sync for Output {}
+
+struct Job<'a> {
+    matrix: &'a PackedMatrix,
+    x: &'a [f32],
+    rows: Rows,
+    y: Output,
+}
+
+impl Job<'_> {
+    /// Computes `rows` of the columns covered by the groups of [`TILE_PANELS`] panels.
+    fn run(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
+        // SAFETY: LEVEL names instructions this processor has.
+        unsafe {
+            match *LEVEL {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => self.run_avx512(rows, groups),
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => self.run_avx2(rows, groups),
+                Level::Portable => self.run_with::<Portable>(rows, groups),
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    unsafe fn run_avx512(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
+        // SAFETY: the caller's.
+        unsafe { self.run_with::<Avx512>(rows, groups) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn run_avx2(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
+        // SAFETY: the caller's.
+        unsafe { self.run_with::<Avx2>(rows, groups) }
+    }
+
+    #[inline(always)]
+    unsafe fn run_with<V: Vector>(
+        &self,
+        rows: std::ops::Range<usize>,
+        groups: std::ops::Range<usize>,
+    ) {
+        // SAFETY: the caller vouches for V's instructions, each `load` for its own format.
+        unsafe {
+            match &self.matrix.panels {
+                Panels::F32(w) => self.run_loading::<V, f32>(w, V::load_f32, rows, groups),
+                Panels::F16(w) => self.run_loading::<V, u16>(w, V::load_f16, rows, groups),
+                Panels::Bf16(w) => self.run_loading::<V, u16>(w, V::load_bf16, rows, groups),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn run_loading<V: Vector, W>(
+        &self,
+        weights: &[W],
+        load: unsafe fn(*const W) -> V,
+        rows: std::ops::Range<usize>,
+        groups: std::ops::Range<usize>,
+    ) {
+        for group in groups {
+            let mut row = rows.start;
+            while row < rows.end {
+                let count = (rows.end - row).min(MAX_TILE_ROWS);
+                // SAFETY: `group` and the rows lie within the matrix and the product.
+                unsafe {
+                    match count {
+                        8 => self.tile::<V, W, 8>(weights, load, group, row),
+                        7 => self.tile::<V, W, 7>(weights, load, group, row),
+                        6 => self.tile::<V, W, 6>(weights, load, group, row),
+                        5 => self.tile::<V, W, 5>(weights, load, group, row),
+                        4 => self.tile::<V, W, 4>(weights, load, group, row),
+                        3 => self.tile::<V, W, 3>(weights, load, group, row),
+                        2 => self.tile::<V, W, 2>(weights, load, group, row),
+                        _ => self.tile::<V, W, 1>(weights, load, group, row),
+                    }
+                }
+                row += count;
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<V: Vector, W, const ROWS: usize>(
+        &self,
+        weights: &[W],
+        load: unsafe fn(*const W) -> V,
+        group: usize,
+        first_row: usize,
+    ) {
+        let PackedMatrix { outputs, inputs, .. } = *self.matrix;
+        let first_panel = group * TILE_PANELS;
+        let panels = TILE_PANELS.min(outputs.div_ceil(WIDTH) - first_panel);
+        let panel_len = inputs * WIDTH;
+        // SAFETY: `multiply` checked that every row of x has `inputs` numbers and that y has
+        // `outputs` per row; panels hold `inputs` vectors each; a last group of one panel reads
+        // that panel twice and stores it once.
+        unsafe {
+            let w0 = weights.as_ptr().add(first_panel * panel_len);
+            let w1 = w0.add((panels - 1) * panel_len);
+            let x: [*const f32; ROWS] =
+                std::array::from_fn(|r| self.x.as_ptr().add(self.rows.offset(first_row + r)));
+            let mut sums = [[V::zero(); TILE_PANELS]; ROWS];
+            for input in 0..inputs {
+                let weights = [load(w0.add(input * WIDTH)), load(w1.add(input * WIDTH))];
+                for r in 0..ROWS {
+                    let value = V::splat(*x[r].add(input));
+                    for p in 0..TILE_PANELS {
+                        sums[r][p] = sums[r][p].add_product(value, weights[p]);
+                    }
+                }
+            }
+            for (r, row_sums) in sums.into_iter().enumerate() {
+                for (p, sum) in row_sums.into_iter().enumerate().take(panels) {
+                    let column = (first_panel + p) * WIDTH;
+                    let to = self.y.0.add((first_row + r) * outputs + column);
+                    if column + WIDTH <= outputs {
+                        sum.store(to);
+                    } else {
+                        let mut last = [0f32; WIDTH];
+                        sum.store(last.as_mut_ptr());
+                        std::ptr::copy_nonoverlapping(last.as_ptr(), to, outputs - column);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers that vary enough for a wrong index to show.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        (0..count as u32)
+            .map(|i| {
+                let x = (i ^ seed).wrapping_mul(2_654_435_761);
+                (x >> 8) as f32 / (1 << 24) as f32 - 0.5
+            })
+            .collect()
+    }
+
+    fn product(matrix: &PackedMatrix, x: &[f32], rows: Rows) -> Vec<f32> {
+        let mut y = vec![f32::NAN; rows.count * matrix.outputs];
+        matrix.multiply(x, rows, &mut y);
+        y
+    }
+
+    #[test]
+    fn multiplies_like_the_definition_for_ragged_sizes() {
+        for (rows, outputs, inputs) in [(1, 1, 1), (3, 17, 5), (8, 48, 96), (21, 33, 130)] {
+            let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+            let matrix = PackedMatrix::pack_with(outputs, inputs, |o, i| w[o * inputs + i]);
+            let y = product(&matrix, &x, Rows::contiguous(rows, inputs));
+            for r in 0..rows {
+                for o in 0..outputs {
+                    let expected: f64 = (0..inputs)
+                        .map(|i| f64::from(x[r * inputs + i]) * f64::from(w[o * inputs + i]))
+                        .sum();
+                    let found = f64::from(y[r * outputs + o]);
+                    assert!(
+                        (found - expected).abs() < 1e-5,
+                        "{rows}x{outputs}x{inputs} at ({r}, {o}): {found} for {expected}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_whatever_rows_surround_it() {
+        let (outputs, inputs) = (4096, 384);
+        let w = numbers(outputs * inputs, 3);
+        let matrix = PackedMatrix::pack_with(outputs, inputs, |o, i| w[o * inputs + i]);
+        let x = numbers(19 * inputs, 4);
+        let together = product(&matrix, &x, Rows::contiguous(19, inputs));
+        for row in 0..19 {
+            let alone = product(&matrix, &x[row * inputs..][..inputs], Rows::contiguous(1, inputs));
+            let same = alone.iter().zip(&together[row * outputs..]).all(|(a, b)| a == b);
+            assert!(same, "row {row} differs from itself alone");
+        }
+    }
+
+    #[test]
+    fn rows_may_overlap_in_groups() {
+        // Two sequences of 6 numbers, windows of 4 every 2: a strided convolution.
+        let x = numbers(12, 5);
+        let matrix = PackedMatrix::pack_with(1, 4, |_, i| (i + 1) as f32);
+        let rows = Rows { count: 4, group_rows: 2, group_stride: 6, row_stride: 2 };
+        let y = product(&matrix, &x, rows);
+        for (row, start) in [0, 2, 6, 8].into_iter().enumerate() {
+            let expected: f32 = (0..4).map(|i| x[start + i] * (i + 1) as f32).sum();
+            assert!((y[row] - expected).abs() < 1e-6);
+        }
+    }
+}

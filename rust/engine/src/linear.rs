@@ -1,0 +1,126 @@
+//! Matrix products with the weights of a checkpoint.
+
+use candle_core::{D, DType, Device, Storage, Tensor};
+
+use crate::EngineError;
+use crate::kernels::{PackedMatrix, Rows};
+use crate::weights::{Kernels, Weights};
+
+/// y = x Wᵀ + b, with W held as outputs × inputs.
+pub(crate) struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+enum Weight {
+    Packed(PackedMatrix),
+    Tensor(Tensor),
+}
+
+impl Linear {
+    /// Loads the matrix called `weight`, and `bias` where there should be one.
+    pub(crate) fn load(
+        outputs: usize,
+        inputs: usize,
+        bias: bool,
+        weights: &Weights<'_>,
+    ) -> Result<Self, EngineError> {
+        let bias = bias.then(|| weights.tensor("bias", &[outputs])).transpose()?;
+        Self::load_named("weight", &[outputs, inputs], bias, weights)
+    }
+
+    /// Loads the matrix called `name`, whose dimensions but the first are flattened.
+    pub(crate) fn load_named(
+        name: &str,
+        shape: &[usize],
+        bias: Option<Tensor>,
+        weights: &Weights<'_>,
+    ) -> Result<Self, EngineError> {
+        let raw = weights.raw(name, shape)?;
+        let placement = weights.placement();
+        let (outputs, inputs) = (shape[0], shape[1..].iter().product());
+        let weight = match placement.kernels {
+            Kernels::Own => {
+                Weight::Packed(PackedMatrix::pack(&raw, outputs, inputs, placement.precision))
+            }
+            Kernels::Candle => Weight::Tensor(raw.to_tensor(
+                &[outputs, inputs],
+                placement.precision,
+                &placement.device,
+            )?),
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// `x`: … × inputs, f32. Returns … × outputs, f32.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
+        let inputs = x.dim(D::Minus1)?;
+        let rows = x.elem_count() / inputs;
+        let y = match &self.weight {
+            Weight::Packed(matrix) => {
+                let y = with_slice(x, |x| {
+                    let mut y = vec![0f32; rows * matrix.outputs()];
+                    matrix.multiply(x, Rows::contiguous(rows, inputs), &mut y);
+                    y
+                })?;
+                Tensor::from_vec(y, (rows, matrix.outputs()), &Device::Cpu)?
+            }
+            Weight::Tensor(weight) => x
+                .reshape((rows, inputs))?
+                .to_dtype(weight.dtype())?
+                .matmul(&weight.t()?)?
+                .to_dtype(DType::F32)?,
+        };
+        let y = match &self.bias {
+            Some(bias) => y.broadcast_add(bias)?,
+            None => y,
+        };
+        let mut shape = x.dims().to_vec();
+        *shape.last_mut().expect("x has an inputs dimension") = y.dim(1)?;
+        Ok(y.reshape(shape)?)
+    }
+}
+
+/// Rows of a table, looked up by token. Held as the file has them where that is no loss, so that
+/// sixteen-bit embeddings stay that.
+pub(crate) struct Embedding(Tensor);
+
+impl Embedding {
+    pub(crate) fn load(
+        rows: usize,
+        dim: usize,
+        weights: &Weights<'_>,
+    ) -> Result<Self, EngineError> {
+        let raw = weights.raw("weight", &[rows, dim])?;
+        let placement = weights.placement();
+        // Accelerators below compute capability 8.0 lack bf16 look-ups, so only the CPU keeps
+        // the file's format where it is the narrower one.
+        let precision =
+            if placement.device.is_cpu() && raw.precision().bytes() < placement.precision.bytes() {
+                raw.precision()
+            } else {
+                placement.precision
+            };
+        Ok(Self(raw.to_tensor(&[rows, dim], precision, &placement.device)?))
+    }
+
+    /// `tokens`: n, u32. Returns n × dim, f32.
+    pub(crate) fn forward(&self, tokens: &Tensor) -> Result<Tensor, EngineError> {
+        Ok(self.0.index_select(tokens, 0)?.to_dtype(DType::F32)?)
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.0.device()
+    }
+}
+
+/// Calls `f` with the numbers of a contiguous copy of `x`, an f32 tensor on the CPU.
+pub(crate) fn with_slice<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R, EngineError> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        return Err(EngineError::new("a tensor for the CPU's kernels is on another device"));
+    };
+    let numbers = storage.as_slice::<f32>()?;
+    Ok(f(&numbers[layout.start_offset()..][..x.elem_count()]))
+}

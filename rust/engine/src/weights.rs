@@ -1,0 +1,80 @@
+//! A place in a checkpoint, and how what is found there is to be held.
+
+use candle_core::{Device, Tensor};
+use moshi_ctl_core::Precision;
+
+use crate::EngineError;
+use crate::checkpoint::{Checkpoint, RawTensor};
+
+/// Who computes the products, convolutions and attention of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Kernels {
+    /// Our own kernels; CPU only.
+    #[default]
+    Own,
+    /// candle's operations, on any device. On the CPU a lane's results can then differ in their
+    /// last bits with the number of lanes that are stepped together.
+    Candle,
+}
+
+/// Where a model's tensors go.
+#[derive(Debug, Clone)]
+pub(crate) struct Placement {
+    pub(crate) device: Device,
+    pub(crate) kernels: Kernels,
+    /// Of matrices and key/value rings; everything else is f32.
+    pub(crate) precision: Precision,
+}
+
+/// The tensors below one prefix of a checkpoint.
+#[derive(Clone)]
+pub(crate) struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+    placement: &'a Placement,
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, placement: &'a Placement) -> Self {
+        Self { checkpoint, prefix: String::new(), placement }
+    }
+
+    /// The tensors below `name`.
+    pub(crate) fn at(&self, name: impl std::fmt::Display) -> Self {
+        Self { prefix: self.path(name), ..self.clone() }
+    }
+
+    pub(crate) fn placement(&self) -> &'a Placement {
+        self.placement
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(&self.path(name))
+    }
+
+    pub(crate) fn raw(&self, name: &str, shape: &[usize]) -> Result<RawTensor<'a>, EngineError> {
+        self.checkpoint.raw(&self.path(name), shape)
+    }
+
+    pub(crate) fn f32_vec(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EngineError> {
+        Ok(self.raw(name, shape)?.to_f32())
+    }
+
+    /// An f32 tensor.
+    pub(crate) fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, EngineError> {
+        self.raw(name, shape)?.to_tensor(shape, Precision::F32, &self.placement.device)
+    }
+
+    /// A vector, stored as `[len]` or, by Kyutai's norms, as `[1, 1, len]`.
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor, EngineError> {
+        let tensor = match self.raw(name, &[1, 1, len]) {
+            Ok(raw) => raw.to_tensor(&[len], Precision::F32, &self.placement.device)?,
+            Err(_) => self.tensor(name, &[len])?,
+        };
+        Ok(tensor)
+    }
+
+    fn path(&self, name: impl std::fmt::Display) -> String {
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
+    }
+}
