@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use moshi_ctl_core::CodecShape;
 use moshi_ctl_core::units::FRAME_SAMPLES;
 
-use self::conv::{Conv, ConvShape, Padding};
+use self::conv::{Activation, Conv, ConvShape, Padding};
 use self::quantizer::SplitQuantizer;
 use self::seanet::Encoder;
 use crate::EngineError;
@@ -77,7 +77,7 @@ impl Codec {
     ) -> Result<Vec<Option<Codes>>, EngineError> {
         let x = self.encoder.forward(pcm.reshape((lanes.len(), FRAME_SAMPLES, 1))?, lanes)?;
         let x = self.transformer.forward(x, lanes)?;
-        let latents = self.downsample.forward(&x, lanes)?;
+        let latents = self.downsample.forward(&x, Activation::None, lanes)?;
         self.quantizer.encode(&latents.squeeze(1)?)
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use moshi_ctl_core::CodecShape;
 
-use super::conv::{Conv, ConvShape, Padding};
+use super::conv::{Activation, Conv, ConvShape, Padding};
 use crate::EngineError;
 use crate::weights::Weights;
 
@@ -80,15 +80,15 @@ impl Encoder {
 
     /// `x`: lanes × samples × 1. Returns lanes × latents × dimension.
     pub(crate) fn forward(&mut self, x: Tensor, lanes: &[usize]) -> Result<Tensor, EngineError> {
-        let mut x = self.first.forward(&x, lanes)?;
+        let mut x = self.first.forward(&x, Activation::None, lanes)?;
         for stage in &mut self.stages {
             for residual in &mut stage.residuals {
-                let y = residual.wide.forward(&x.elu(1.0)?, lanes)?;
-                x = (x + residual.narrow.forward(&y.elu(1.0)?, lanes)?)?;
+                let y = residual.wide.forward(&x, Activation::Elu, lanes)?;
+                x = (x + residual.narrow.forward(&y, Activation::Elu, lanes)?)?;
             }
-            x = stage.downsample.forward(&x.elu(1.0)?, lanes)?;
+            x = stage.downsample.forward(&x, Activation::Elu, lanes)?;
         }
-        self.last.forward(&x.elu(1.0)?, lanes)
+        self.last.forward(&x, Activation::Elu, lanes)
     }
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct PackedMatrix {
     outputs: usize,
     inputs: usize,
     panels: Panels,
+    /// What each output starts from, padded to whole panels.
+    bias: Vec<f32>,
 }
 
 enum Panels {
@@ -74,7 +76,7 @@ impl PackedMatrix {
                 bf16::from_f32(raw.get(index)).to_bits()
             })),
         };
-        Self { outputs, inputs, panels }
+        Self { outputs, inputs, panels, bias: no_bias(outputs) }
     }
 
     /// Packs an f32 matrix whose element at (output, input) is `value(output, input)`.
@@ -86,7 +88,15 @@ impl PackedMatrix {
         let panels = pack_panels(outputs, inputs, |index| {
             value(index / inputs.max(1), index % inputs.max(1))
         });
-        Self { outputs, inputs, panels: Panels::F32(panels) }
+        Self { outputs, inputs, panels: Panels::F32(panels), bias: no_bias(outputs) }
+    }
+
+    /// Adds `bias`, one number per output, to every product.
+    pub(crate) fn with_bias(mut self, bias: Option<Vec<f32>>) -> Self {
+        for (to, from) in self.bias.iter_mut().zip(bias.into_iter().flatten()) {
+            *to = from;
+        }
+        self
     }
 
     pub(crate) fn outputs(&self) -> usize {
@@ -122,6 +132,10 @@ impl PackedMatrix {
             });
         }
     }
+}
+
+fn no_bias(outputs: usize) -> Vec<f32> {
+    vec![0.0; outputs.next_multiple_of(WIDTH)]
 }
 
 fn pack_panels<T: Copy + Default + Send + Sync>(
@@ -256,7 +270,9 @@ impl Job<'_> {
             let w1 = w0.add((panels - 1) * panel_len);
             let x: [*const f32; ROWS] =
                 std::array::from_fn(|r| self.x.as_ptr().add(self.rows.offset(first_row + r)));
-            let mut sums = [[V::zero(); TILE_PANELS]; ROWS];
+            let bias = self.matrix.bias.as_ptr().add(first_panel * WIDTH);
+            let start = [V::load_f32(bias), V::load_f32(bias.add((panels - 1) * WIDTH))];
+            let mut sums = [start; ROWS];
             for input in 0..inputs {
                 let weights = [load(w0.add(input * WIDTH)), load(w1.add(input * WIDTH))];
                 for r in 0..ROWS {
