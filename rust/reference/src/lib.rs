@@ -1,1 +1,11 @@
-//! Development only: the published moshi crate as oracle and baseline.
+//! Development only: the published `moshi` crate as oracle for exactness and baseline for speed.
+
+pub mod audio;
+pub mod checkpoints;
+pub mod compare;
+pub mod oracle;
+pub mod ours;
+pub mod shapes;
+
+/// What the helpers of this crate fail with; its users are tests and benchmarks.
+pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

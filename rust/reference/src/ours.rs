@@ -1,0 +1,49 @@
+//! Our own engine, with the same things in sight as the oracle.
+
+use moshi_ctl_core::LaneFrame;
+use moshi_ctl_engine::AsrModel;
+
+use crate::Result;
+use crate::oracle::Frame;
+
+/// One frame of one lane of our engine.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OurFrame {
+    /// What the oracle knows as well.
+    pub frame: Frame,
+    /// See [`StepTrace::code_margin`](moshi_ctl_engine::StepTrace).
+    pub code_margin: f32,
+}
+
+/// Steps the lanes that `frames` names; one result per frame.
+///
+/// # Errors
+/// When the engine fails or a lane reports a fault.
+pub fn step(model: &mut AsrModel, frames: &[LaneFrame<'_>]) -> Result<Vec<OurFrame>> {
+    let steps = model.step_traced(frames)?;
+    let frame = |(step, trace): (moshi_ctl_core::LaneStep, moshi_ctl_engine::StepTrace)| {
+        let prediction = step.outcome?;
+        Ok(OurFrame {
+            frame: Frame {
+                audio_tokens: trace.audio_tokens,
+                text_logits: trace.text_logits,
+                text_token: prediction.text_token,
+                vad: prediction.vad,
+            },
+            code_margin: trace.code_margin,
+        })
+    };
+    steps.into_iter().map(frame).collect()
+}
+
+/// Lets one lane hear `frames`, the others idle.
+///
+/// # Errors
+/// As [`step`].
+pub fn hear(model: &mut AsrModel, lane: usize, frames: &[Vec<f32>]) -> Result<Vec<OurFrame>> {
+    let mut heard = Vec::with_capacity(frames.len());
+    for pcm in frames {
+        heard.extend(step(model, &[LaneFrame { lane, pcm }])?);
+    }
+    Ok(heard)
+}
