@@ -1,1 +1,57 @@
-//! The private Python module of moshi-ctl.
+//! The private Python module `moshi_ctl._native`. Thin: it turns arguments into the server's and
+//! the engine's types, and their errors into Python's (in [`errors`]). Its interface is written
+//! down in `python/moshi_ctl/_native.pyi`.
+
+mod errors;
+mod random_checkpoint;
+mod serve;
+
+use std::path::PathBuf;
+
+use moshi_ctl_core::units;
+use moshi_ctl_server::config::Config;
+use pyo3::prelude::*;
+use serde_json::Value;
+
+use errors::config_error;
+
+/// What was built, when and from which commit.
+#[pyfunction]
+fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    to_python(py, &moshi_ctl_server::worker::build_info())
+}
+
+/// Reads and checks a configuration. The result never holds a key, only how many there are.
+#[pyfunction]
+fn read_config(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
+    let config = load_config(py, &path)?;
+    let mut summary = config.summary_json();
+    summary["files"] = config
+        .files()
+        .into_iter()
+        .map(|file| serde_json::json!({"module": file.module, "key": file.key, "value": file.value}))
+        .collect();
+    to_python(py, &summary)
+}
+
+/// Where `$NAME` in a configuration comes from: the process's environment, which Python's
+/// `os.environ` writes through to.
+fn load_config(py: Python<'_>, path: &std::path::Path) -> PyResult<Config> {
+    Config::load(path, |name| std::env::var(name).ok()).map_err(|error| config_error(py, &error))
+}
+
+fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+    py.import("json")?.call_method1("loads", (value.to_string(),))
+}
+
+/// The native half of `moshi_ctl`.
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("SAMPLE_RATE_HZ", units::SAMPLE_RATE_HZ)?;
+    module.add("FRAME_SAMPLES", units::FRAME_SAMPLES)?;
+    module.add_function(wrap_pyfunction!(build_info, module)?)?;
+    module.add_function(wrap_pyfunction!(read_config, module)?)?;
+    module.add_function(wrap_pyfunction!(serve::serve, module)?)?;
+    module.add_function(wrap_pyfunction!(random_checkpoint::write_random_checkpoint, module)?)?;
+    Ok(())
+}

@@ -1,0 +1,86 @@
+# The same verbs for people and for CI. What they install goes into a virtual environment outside
+# the repository; build products go into rust/target.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/moshi-ctl
+# One environment per checkout, so that two of them do not overwrite each other's extension.
+VENV := $(CACHE)/venv-$(shell printf %s "$(CURDIR)" | cksum | cut -d' ' -f1)
+DEMO_DIR := $(CACHE)/demo
+
+# The first Python that is new enough and can make virtual environments. A name on the PATH alone
+# proves nothing: it may be a version manager's stand-in.
+USABLE_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13 python3.10; do \
+	if $$python -c '$(USABLE_PYTHON)' >/dev/null 2>&1; then echo $$python; break; fi; done)
+
+# rustup's cargo looks for its toolchains under HOME; where HOME is another, they are still beside
+# the cargo that is on the PATH.
+ifneq ($(shell cargo --version >/dev/null 2>&1 && echo works),works)
+BESIDE_CARGO := $(abspath $(dir $(shell command -v cargo))/../../.rustup)
+ifneq ($(wildcard $(BESIDE_CARGO)),)
+export RUSTUP_HOME := $(BESIDE_CARGO)
+endif
+endif
+
+# The environment's tools come first; its cmake builds libopus for cargo.
+export PATH := $(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(VENV)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONHOME PYTHONPATH
+
+CARGO := cargo
+CARGO_DIR := --manifest-path rust/Cargo.toml
+RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' \) -print)
+
+.PHONY: help setup demo test lint format bench wheel clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/extension ## Install everything and build the extension
+
+$(VENV)/tools: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer with venv on the PATH" >&2; \
+		echo "hint: install one, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@command -v cargo >/dev/null || { echo "no cargo on the PATH" >&2; \
+		echo "hint: install a Rust toolchain" >&2; exit 1; }
+	@echo "environment: $(VENV)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@pip install --quiet 'maturin>=1.9,<2' 'cmake>=3.20'
+	@touch $@
+
+$(VENV)/extension: $(VENV)/tools $(RUST_SOURCES)
+	maturin develop --release --locked --extras dev
+	@touch $@
+
+demo: setup ## Serve a small model and transcribe a bundled recording with it
+	@python scripts/demo.py --model-dir $(DEMO_DIR)
+
+test: setup ## Run all tests, Rust's and Python's
+	@python scripts/run_tests.py
+
+lint: setup ## Check format, lints and types of everything
+	$(CARGO) fmt $(CARGO_DIR) --all --check
+	$(CARGO) clippy --locked $(CARGO_DIR) --workspace --all-targets --release -- -D warnings
+	ruff check
+	ruff format --check
+	mypy
+	python -m mypy.stubtest moshi_ctl._native --mypy-config-file pyproject.toml
+
+format: setup ## Format everything
+	$(CARGO) fmt $(CARGO_DIR) --all
+	ruff check --fix-only
+	ruff format
+
+bench: setup ## Measure the engine against the reference, side by side
+	@benchmarks/run
+
+wheel: $(VENV)/tools ## Build the wheel for this platform into dist/
+	maturin build --release --locked --out dist
+
+clean: ## Remove what the other verbs made, the environment included
+	rm -rf rust/target dist $(VENV) $(DEMO_DIR)

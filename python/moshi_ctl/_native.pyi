@@ -1,0 +1,32 @@
+# The interface of the compiled half, checked against the built module by tests/test_native.py and
+# by `make lint`. Errors are those of moshi_ctl.errors.
+
+from os import PathLike
+from typing import Any
+
+SAMPLE_RATE_HZ: int
+FRAME_SAMPLES: int
+
+def build_info() -> dict[str, str]: ...
+def read_config(path: str | PathLike[str]) -> dict[str, Any]: ...
+def serve(
+    config_path: str | PathLike[str],
+    *,
+    addr: str,
+    port: int,
+    log_level: str,
+    silent: bool,
+    cpu: bool,
+    files: dict[str, str | PathLike[str]],
+    api_keys: list[str] | None,
+) -> None: ...
+def write_random_checkpoint(
+    config_path: str | PathLike[str],
+    module: str,
+    *,
+    lm_model_file: str | PathLike[str],
+    audio_tokenizer_file: str | PathLike[str],
+    text_tokenizer_file: str | PathLike[str],
+    seed: int,
+    precision: str,
+) -> None: ...

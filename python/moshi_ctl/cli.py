@@ -1,0 +1,204 @@
+"""The command line: options and exit codes. What a command does is in the module it calls."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from moshi_ctl import (
+    __version__,
+    checkpoint,
+    config,
+    env,
+    hub,
+    keys,
+    report,
+    shipped,
+    transcribing,
+    worker,
+)
+from moshi_ctl.client import DEFAULT_URL
+from moshi_ctl.errors import ConfigError, MoshiCtlError
+
+app = typer.Typer(
+    name="moshi-ctl",
+    help="A self-hosted server for Kyutai's streaming speech models, and a client for it.",
+    epilog="A file .env in the working directory can set environment variables; see .env.example.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class LogLevel(str, Enum):
+    """How much the server logs."""
+
+    ERROR = "error"
+    WARN = "warn"
+    INFO = "info"
+    DEBUG = "debug"
+    TRACE = "trace"
+
+
+class WeightPrecision(str, Enum):
+    """The number format of a language model's weights."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+
+
+def main() -> NoReturn:
+    """Runs the command line and ends the process.
+
+    Exit codes: 0 for success, 1 for a failure, 2 for a command or configuration that is wrong.
+    """
+    try:
+        app()
+    except MoshiCtlError as error:
+        report.fail(error)
+        sys.exit(error.exit_code)
+    sys.exit(0)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"moshi-ctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _prepare(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    env.load_dot_env(Path.cwd())
+
+
+ConfigOption = Annotated[
+    str,
+    typer.Option(
+        "--config", metavar="CONFIG", help="A TOML file, or the name of a shipped configuration."
+    ),
+]
+
+
+@app.command("worker")
+def _worker(
+    config: ConfigOption,
+    log: Annotated[
+        LogLevel, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")
+    ] = LogLevel.INFO,
+    addr: Annotated[
+        str, typer.Option("--addr", "-a", help="IP address to listen on; 127.0.0.1: this machine.")
+    ] = "0.0.0.0",  # noqa: S104 - as Kyutai's server; without a key it is refused
+    port: Annotated[
+        int, typer.Option("--port", "-p", min=0, max=65_535, help="Port; 0: any free one.")
+    ] = 8080,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Use the CPU even where there is an accelerator.")
+    ] = False,
+    silent: Annotated[bool, typer.Option("--silent", help="Log to files only.")] = False,
+) -> None:
+    """Serve the models of a configuration until Ctrl-C or SIGTERM."""
+    options = worker.WorkerOptions(
+        addr=addr, port=port, log_level=log.value, silent=silent, cpu=cpu
+    )
+    worker.run(shipped.find(config), options)
+
+
+@app.command("validate")
+def _validate(
+    configs: Annotated[
+        list[str], typer.Argument(metavar="CONFIG...", help="TOML files or shipped names.")
+    ],
+) -> None:
+    """Check configurations without loading a model."""
+    failed = False
+    for value in configs:
+        try:
+            checked = config.read(shipped.find(value))
+        except ConfigError as error:
+            report.fail(error)
+            failed = True
+            continue
+        served = ", ".join(f"{name} at {path}" for name, path in checked.modules.items())
+        typer.echo(f"{value}: ok ({served})")
+        for file in checked.files:
+            if hub.parse(file.value) is None and not Path(file.value).is_file():
+                report.warn(
+                    f"{value}: {file.key} of module {file.module!r}: {file.value} does not exist",
+                    hint="a worker needs it",
+                )
+    if failed:
+        raise typer.Exit(ConfigError.exit_code)
+
+
+@app.command("configs")
+def _configs(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The one to print; all are listed else.")
+    ] = None,
+) -> None:
+    """List the shipped configurations, or print one."""
+    if name is not None:
+        typer.echo(shipped.path_of(name).read_text(encoding="utf-8"), nl=False)
+        return
+    table = Table.grid("name", "summary", padding=(0, 2))
+    for shipped_name in shipped.names():
+        table.add_row(shipped_name, shipped.summary(shipped_name))
+    Console(soft_wrap=True, highlight=False).print(table)
+
+
+@app.command("transcribe")
+def _transcribe(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="WAV, MP3, FLAC or Ogg files.")
+    ],
+    url: Annotated[str, typer.Option("--url", help="The server's address.")] = DEFAULT_URL,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key",
+            help=f"API key; without it the first one in {env.MOSHI_API_KEY.name}.",
+            show_default=False,
+        ),
+    ] = None,
+    form: Annotated[
+        transcribing.Format, typer.Option("--format", help="How to write the transcript.")
+    ] = transcribing.Format.TEXT,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File, or folder for several; else standard output."),
+    ] = None,
+) -> None:
+    """Stream audio files to a server and write down what it hears."""
+    if key is None:
+        key = next(iter(keys.keys_from_environment() or []), None)
+    transcribing.run(transcribing.plan(files, output, form), url=url, key=key, form=form)
+
+
+@app.command("random-checkpoint")
+def _random_checkpoint(
+    config: ConfigOption,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another model.")] = 0,
+    precision: Annotated[
+        WeightPrecision,
+        typer.Option("--precision", case_sensitive=False, help="Format of the language model."),
+    ] = WeightPrecision.BF16,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write random model files where a configuration wants them, to try it without a download."""
+    written = checkpoint.write_random(
+        shipped.find(config), seed=seed, precision=precision.value, overwrite=force
+    )
+    for path in written:
+        typer.echo(path)

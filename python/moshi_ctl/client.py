@@ -1,0 +1,446 @@
+"""A client of the speech-to-text protocol: any server that speaks it, ours or Kyutai's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    ConnectionClosedOK,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidStatus,
+    InvalidURI,
+)
+
+from moshi_ctl import audio, protocol
+from moshi_ctl.errors import ClientError, NoFreeChannelsError
+from moshi_ctl.keys import is_loopback
+from moshi_ctl.protocol import (
+    FRAME_RATE_HZ,
+    FRAME_SAMPLES,
+    SAMPLE_RATE_HZ,
+    EndWord,
+    Failure,
+    Marker,
+    Ready,
+    Samples,
+    Step,
+    Word,
+)
+
+DEFAULT_PATH: Final = "/api/asr-streaming"
+"""Where Kyutai's configurations serve speech to text."""
+
+DEFAULT_URL: Final = f"ws://127.0.0.1:8080{DEFAULT_PATH}"
+
+LEAD_IN_S: Final = 1.0
+"""Silence before the audio. The 2.6B model was trained with some; the others do not mind."""
+
+_KEY_HEADER: Final = "kyutai-api-key"
+_OPEN_TIMEOUT_S: Final = 10.0
+_PING_INTERVAL_S: Final = 20.0
+# A server that is busy with what we sent reads our ping only when it gets there.
+_PING_TIMEOUT_S: Final = 120.0
+# More than the longest delay of a published model (32 frames), so that one marker needs one tail.
+_TAIL_S: Final = 4.0
+_TAIL_EVERY_S: Final = 1.0
+_FINISH_TIMEOUT_S: Final = 5.0
+
+AsrEvent = Word | EndWord | Step | Marker
+"""What a session reports."""
+
+
+class AsrClient:
+    """One session with a speech-to-text server.
+
+    Use it as an asynchronous context manager, send audio and markers, and iterate over it for
+    words, word ends, steps and markers, from one task or from two:
+
+        async with AsrClient("ws://127.0.0.1:8080", key="my-secret") as client:
+            await client.send_audio(samples)
+            async for event in client:
+                ...
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None) -> None:
+        """Prepares a session; nothing is sent yet.
+
+        Args:
+            url: The server's address; without a path, `DEFAULT_PATH` is taken.
+            key: The API key, for servers that ask for one.
+
+        Raises:
+            ClientError: When `url` is no WebSocket address.
+        """
+        self.url = _complete_url(url)
+        self._key = key
+        self._connection: ClientConnection | None = None
+
+    async def __aenter__(self) -> AsrClient:
+        """Connects and waits until the server has a place for this session.
+
+        Raises:
+            NoFreeChannelsError: When it serves as many streams as it can.
+            ClientError: When it cannot be reached or refuses.
+        """
+        host = urlsplit(self.url).hostname or ""
+        try:
+            self._connection = await connect(
+                self.url,
+                additional_headers={_KEY_HEADER: self._key} if self._key else None,
+                # Noise does not compress, and the server would pay for trying.
+                compression=None,
+                open_timeout=_OPEN_TIMEOUT_S,
+                ping_interval=_PING_INTERVAL_S,
+                ping_timeout=_PING_TIMEOUT_S,
+                proxy=None if is_loopback(host) else True,
+            )
+        except (OSError, InvalidHandshake, InvalidURI, ValueError) as error:
+            raise _refused(self.url, error, has_key=self._key is not None) from error
+        try:
+            await asyncio.wait_for(self._wait_until_ready(), _OPEN_TIMEOUT_S)
+        except BaseException as error:
+            await self._connection.close()
+            if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+                raise ClientError(
+                    f"{self.url}: the server accepted the connection but was not ready within "
+                    f"{_OPEN_TIMEOUT_S:.0f} s",
+                    hint="see the server's log; it may be overloaded",
+                ) from error
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._open_connection().close()
+
+    async def send_audio(self, samples: Samples) -> None:
+        """Sends mono audio at 24 kHz, any number of samples; waits while the server is behind.
+
+        Raises:
+            ClientError: When the session has ended.
+        """
+        await self._send(protocol.encode_audio(samples))
+
+    async def send_marker(self, marker_id: int) -> None:
+        """Asks to be told when everything sent so far has been transcribed.
+
+        The model answers after its delay, so it needs more audio, silence for example.
+
+        Raises:
+            ClientError: When the session has ended.
+        """
+        await self._send(protocol.encode_marker(marker_id))
+
+    async def __aiter__(self) -> AsyncIterator[AsrEvent]:
+        """What the server reports, until it closes the session in good order.
+
+        Raises:
+            ClientError: When the server reports an error or the session breaks off.
+        """
+        async for event in self._events():
+            if not isinstance(event, Ready):
+                yield event
+
+    async def _wait_until_ready(self) -> None:
+        async for event in self._events():
+            if isinstance(event, Ready):
+                return
+        raise ClientError(
+            f"{self.url}: the server closed the connection before it was ready",
+            hint="see the server's log",
+        )
+
+    async def _events(self) -> AsyncIterator[AsrEvent | Ready]:
+        connection = self._open_connection()
+        while True:
+            try:
+                data = await connection.recv()
+            except ConnectionClosedOK:
+                return
+            except ConnectionClosed as error:
+                raise _broken_off(self.url, error) from error
+            try:
+                event = protocol.decode(data)
+            except protocol.MalformedMessageError as error:
+                raise ClientError(
+                    f"{self.url}: {error}",
+                    hint="check that the URL is that of a speech-to-text module",
+                ) from error
+            if isinstance(event, Failure):
+                raise _reported(self.url, event)
+            if event is not None:
+                yield event
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self._open_connection().send(data)
+        except ConnectionClosed as error:
+            raise _broken_off(self.url, error) from error
+
+    def _open_connection(self) -> ClientConnection:
+        if self._connection is None:
+            raise ClientError(
+                "the session is not open", hint="use AsrClient as an asynchronous context manager"
+            )
+        return self._connection
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What a server heard in a piece of audio.
+
+    Attributes:
+        words: The words in order.
+        duration_s: The audio's length.
+    """
+
+    words: tuple[Word, ...]
+    duration_s: float
+
+    @property
+    def text(self) -> str:
+        """The words with blanks between."""
+        return " ".join(word.text.strip() for word in self.words)
+
+
+async def transcribe_file(
+    path: Path | str,
+    url: str = DEFAULT_URL,
+    *,
+    key: str | None = None,
+    lead_in_s: float = LEAD_IN_S,
+    on_word: Callable[[Word], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Transcript:
+    """Transcribes an audio file as fast as the server takes it.
+
+    Args:
+        path: WAV, MP3, FLAC or Ogg, any rate and number of channels.
+        url: The server's address.
+        key: The API key, for servers that ask for one.
+        lead_in_s: Silence sent first; times are those of the file nevertheless.
+        on_word: Called with each word when its beginning is known.
+        on_progress: Called with the seconds of the file that the server has dealt with.
+
+    Raises:
+        AudioError: When the file cannot be read.
+        NoFreeChannelsError: When the server serves as many streams as it can.
+        ClientError: When the server cannot be reached, refuses, or the session breaks off.
+    """
+    return await transcribe(
+        audio.blocks(Path(path)),
+        url,
+        key=key,
+        lead_in_s=lead_in_s,
+        on_word=on_word,
+        on_progress=on_progress,
+    )
+
+
+async def transcribe(
+    blocks: Iterable[Samples],
+    url: str = DEFAULT_URL,
+    *,
+    key: str | None = None,
+    lead_in_s: float = LEAD_IN_S,
+    on_word: Callable[[Word], None] | None = None,
+    on_progress: Callable[[float], None] | None = None,
+) -> Transcript:
+    """Transcribes audio that comes in blocks of samples; see `transcribe_file`."""
+    blocks = iter(blocks)
+    # Nobody should wait for a place on the server only to learn that the file is unreadable.
+    first = await asyncio.to_thread(next, blocks, None)
+    async with AsrClient(url, key=key) as client:
+        run = _Transcription(client, lead_in_s, on_word, on_progress)
+        return await run.complete(first, blocks)
+
+
+class _Transcription:
+    """One task sends and one receives; this is what they share."""
+
+    def __init__(
+        self,
+        client: AsrClient,
+        lead_in_s: float,
+        on_word: Callable[[Word], None] | None,
+        on_progress: Callable[[float], None] | None,
+    ) -> None:
+        # Whole frames, so that words keep their place on the model's grid.
+        self._lead_in_frames = round(lead_in_s * FRAME_RATE_HZ)
+        self._client = client
+        self._on_word = on_word
+        self._on_progress = on_progress
+        self._sent_samples = 0
+        self._seen_steps = 0
+        self._words: list[Word] = []
+
+    async def complete(self, first: Samples | None, rest: Iterator[Samples]) -> Transcript:
+        sender = asyncio.create_task(self._send(first, rest))
+        receiver = asyncio.create_task(self._receive())
+        try:
+            await asyncio.wait({sender, receiver}, return_when=asyncio.FIRST_COMPLETED)
+            if not receiver.done():
+                self._raise_unless_client_error(sender)
+                # The server ended the session; what it said last is on its way to the receiver.
+                await asyncio.wait({receiver}, timeout=_FINISH_TIMEOUT_S)
+            if not receiver.done():
+                sender.result()
+            receiver.result()
+        finally:
+            sender.cancel()
+            receiver.cancel()
+            await asyncio.gather(sender, receiver, return_exceptions=True)
+        return Transcript(tuple(self._words), self._sent_samples / SAMPLE_RATE_HZ)
+
+    @staticmethod
+    def _raise_unless_client_error(sender: asyncio.Task[None]) -> None:
+        if not isinstance(sender.exception(), ClientError):
+            sender.result()
+
+    async def _send(self, first: Samples | None, rest: Iterator[Samples]) -> None:
+        client = self._client
+        if self._lead_in_frames:
+            await client.send_audio(_silence(self._lead_in_frames * FRAME_SAMPLES))
+        block = first
+        while block is not None:
+            await client.send_audio(block)
+            self._sent_samples += len(block)
+            if self._seen_steps == 0:
+                # A server without semantic VAD reports no steps; what it took is all we know.
+                self._report_progress(self._sent_samples / SAMPLE_RATE_HZ)
+            block = await asyncio.to_thread(next, rest, None)
+        await client.send_audio(_silence(-self._sent_samples % FRAME_SAMPLES))
+        await client.send_marker(0)
+        await client.send_audio(_silence(round(_TAIL_S * SAMPLE_RATE_HZ)))
+        while True:
+            await asyncio.sleep(_TAIL_EVERY_S)
+            await client.send_audio(_silence(round(_TAIL_EVERY_S * SAMPLE_RATE_HZ)))
+
+    async def _receive(self) -> None:
+        async for event in self._client:
+            match event:
+                case Word():
+                    word = replace(event, start_time=self._in_file(event.start_time))
+                    self._words.append(word)
+                    if self._on_word:
+                        self._on_word(word)
+                case EndWord() if self._words:
+                    stop_time = self._in_file(event.stop_time)
+                    self._words[-1] = replace(self._words[-1], stop_time=stop_time)
+                case Step():
+                    self._seen_steps += 1
+                    done_frames = self._seen_steps - self._lead_in_frames
+                    self._report_progress(max(0, done_frames) / FRAME_RATE_HZ)
+                case Marker():
+                    return
+        raise ClientError(
+            f"{self._client.url}: the server closed the session before all was transcribed",
+            hint="it may be shutting down; try again, or see its log",
+        )
+
+    def _in_file(self, session_time_s: float) -> float:
+        return max(0.0, round(session_time_s - self._lead_in_frames / FRAME_RATE_HZ, 3))
+
+    def _report_progress(self, done_s: float) -> None:
+        if self._on_progress:
+            self._on_progress(min(done_s, self._sent_samples / SAMPLE_RATE_HZ))
+
+
+def _silence(samples: int) -> Samples:
+    return np.zeros(samples, dtype=np.float32)
+
+
+def _complete_url(url: str) -> str:
+    parts = urlsplit(url)
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("ws", "wss") or not parts.hostname:
+        raise ClientError(
+            f"{url!r} is not the address of a server", hint=f"write one like {DEFAULT_URL}"
+        )
+    path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
+    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
+def _refused(url: str, error: Exception, *, has_key: bool) -> ClientError:
+    """Why no session came about."""
+    match error:
+        case InvalidStatus(response=response) if response.status_code == 401:
+            what = "the server does not know this key" if has_key else "the server asks for a key"
+            return ClientError(
+                f"{url}: {what} (HTTP 401)",
+                hint="give one of the server's keys with --key or MOSHI_API_KEY",
+            )
+        case InvalidStatus(response=response) if response.status_code == 404:
+            return ClientError(
+                f"{url}: the server has nothing at this path (HTTP 404)",
+                hint="see its /api/modules_info for the paths it serves",
+            )
+        case InvalidStatus(response=response):
+            return ClientError(
+                f"{url}: the server refuses the session (HTTP {response.status_code})",
+                hint="it may be starting or overloaded; see its log",
+            )
+        case ConnectionRefusedError():
+            return ClientError(
+                f"{url}: nothing listens there (connection refused)",
+                hint="start a server with `moshi-ctl worker`, or check the address with --url",
+            )
+        case TimeoutError():
+            return ClientError(
+                f"{url}: no answer within {_OPEN_TIMEOUT_S:.0f} s",
+                hint="check the address and whether a firewall is in between",
+            )
+        case InvalidMessage() | InvalidHandshake():
+            return ClientError(
+                f"{url}: what answers there does not speak WebSocket: {error}",
+                hint="check the port, and ws:// against wss://",
+            )
+        case _:
+            return ClientError(
+                f"{url}: cannot connect: {error}", hint="check the address and the network"
+            )
+
+
+def _reported(url: str, failure: Failure) -> ClientError:
+    """What the server said before it ended the session."""
+    if failure.message == "no free channels":
+        return NoFreeChannelsError(
+            f"{url}: no free channels: the server serves as many streams as it can",
+            hint="try again later, or raise batch_size in its configuration",
+        )
+    return ClientError(f"{url}: the server reports: {failure.message}", hint="see the server's log")
+
+
+def _broken_off(url: str, error: ConnectionClosed) -> ClientError:
+    """How a session ended that did not end well."""
+    if error.rcvd is None:
+        return ClientError(
+            f"{url}: the connection broke off", hint="see whether the server still runs"
+        )
+    code, reason = error.rcvd.code, error.rcvd.reason
+    said = f" ({reason})" if reason else ""
+    hints = {
+        1001: "the server shuts down; connect again later",
+        1008: "the server objects to what was sent; see its log",
+        1009: "send smaller messages",
+        1011: "the server failed; see its log",
+        1013: "the server is overloaded; try again later",
+    }
+    return ClientError(
+        f"{url}: the server closed the session with code {code}{said}",
+        hint=hints.get(code, "see the server's log"),
+    )

@@ -1,0 +1,57 @@
+"""The keys clients authenticate with, and where a server without any may listen."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from moshi_ctl.env import MOSHI_API_KEY, value_of
+from moshi_ctl.errors import UsageError
+
+
+def keys_from_environment() -> list[str] | None:
+    """The keys in `MOSHI_API_KEY`, or None when it is not set or blank.
+
+    Raises:
+        UsageError: When it is set but holds no usable key. No message ever repeats a key.
+    """
+    value = value_of(MOSHI_API_KEY)
+    if value is None:
+        return None
+    keys = [key for key in (part.strip() for part in value.split(",")) if key]
+    if not keys:
+        raise UsageError(
+            f"{MOSHI_API_KEY.name} is set but holds no key, only commas",
+            hint=f"set it as in {MOSHI_API_KEY.name}=first-key,second-key, or unset it",
+        )
+    for number, key in enumerate(keys, start=1):
+        if not all("!" <= character <= "~" for character in key):
+            raise UsageError(
+                f"key {number} of {MOSHI_API_KEY.name} holds a blank or a character beyond ASCII, "
+                "which an HTTP header cannot carry",
+                hint="use letters, digits and punctuation only",
+            )
+    return keys
+
+
+def is_loopback(addr: str) -> bool:
+    """Whether only this machine can reach a server that listens on `addr`."""
+    if addr == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(addr).is_loopback
+    except ValueError:
+        return False
+
+
+def refuse_open_server(addr: str) -> None:
+    """Keeps a server that asks for no key from being reachable by others.
+
+    Raises:
+        UsageError: Unless `addr` is a loopback address.
+    """
+    if not is_loopback(addr):
+        raise UsageError(
+            f"no API key is set, so anybody who reaches {addr} could use this server",
+            hint=f"set one, as in {MOSHI_API_KEY.name}=my-secret (in the environment or in .env), "
+            "or serve this machine only with --addr 127.0.0.1",
+        )

@@ -1,0 +1,28 @@
+"""How errors and warnings look: what happened on one line, what to do on the next."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from moshi_ctl.errors import MoshiCtlError
+
+
+def fail(error: MoshiCtlError) -> None:
+    """Writes an error to standard error."""
+    _write("error", "bold red", str(error), error.hint)
+
+
+def warn(message: str, *, hint: str | None = None) -> None:
+    """Writes a warning to standard error."""
+    _write("warning", "bold yellow", message, hint)
+
+
+def _write(label: str, style: str, message: str, hint: str | None) -> None:
+    # soft_wrap: a line stays one line, so that it can be searched for.
+    console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+    console.print(Text.assemble((f"{label}:", style), " ", message))
+    if hint:
+        console.print(Text.assemble(("hint:", "bold cyan"), " ", hint))

@@ -1,0 +1,88 @@
+"""What happens between `moshi-ctl worker` and a listening server."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moshi_ctl import _native, config, hub, keys
+from moshi_ctl.env import MOSHI_API_KEY
+from moshi_ctl.errors import UsageError
+from moshi_ctl.report import warn
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How to serve a configuration; the options of `moshi-ctl worker`."""
+
+    addr: str
+    port: int
+    log_level: str
+    silent: bool
+    cpu: bool
+
+
+def run(config_path: Path, options: WorkerOptions) -> None:
+    """Serves a configuration until SIGINT or SIGTERM.
+
+    Everything that can be known to be wrong is reported before anything is downloaded or loaded.
+
+    Raises:
+        UsageError: When the address or the keys do not allow it.
+        ConfigError: When the configuration cannot be used.
+        ModelFileError: When a file cannot be downloaded.
+        WorkerError: When the server cannot start or fails.
+    """
+    addr = _ip_address(options.addr)
+    configuration = config.read(config_path)
+    api_keys = keys.keys_from_environment()
+    if api_keys is None and configuration.key_count == 0:
+        keys.refuse_open_server(addr)
+        warn(
+            f"no API key is set: every program on this machine can use the server at {addr}",
+            hint=f"set {MOSHI_API_KEY.name} to change that",
+        )
+    files = hub.fetch_all(
+        (file.value for file in configuration.files), show_progress=not options.silent
+    )
+    with _default_interrupt():
+        _native.serve(
+            config_path,
+            addr=addr,
+            port=options.port,
+            log_level=options.log_level,
+            silent=options.silent,
+            cpu=options.cpu,
+            files={value: str(path) for value, path in files.items()},
+            api_keys=api_keys,
+        )
+
+
+def _ip_address(addr: str) -> str:
+    if addr == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(addr))
+    except ValueError as error:
+        raise UsageError(
+            f"--addr: {addr!r} is not an IP address",
+            hint="use 127.0.0.1 for this machine only, 0.0.0.0 for everybody",
+        ) from error
+
+
+@contextlib.contextmanager
+def _default_interrupt() -> Iterator[None]:
+    """Takes Python's SIGINT handler away, which would only raise KeyboardInterrupt afterwards.
+
+    Until the server has its own handler, Ctrl-C then ends the process at once, even while a model
+    is being loaded.
+    """
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
