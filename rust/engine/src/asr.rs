@@ -111,6 +111,8 @@ impl AsrModel {
         shape.check().map_err(|e| EngineError::new(format!("model section: {e}")))?;
         let device = choose_device(spec.cpu)?;
         let placement = place(&device, spec.kernels, spec.precision)?;
+        let precision = placement.precision;
+        tracing::info!(device = ?device.location(), %precision, lanes = spec.lanes, "loading");
         let file = Checkpoint::open(&spec.lm_model_file)?;
         let lm = LanguageModel::load(
             shape,
@@ -120,7 +122,6 @@ impl AsrModel {
         )?;
         // Audio tokens decide everything after them, so the codec stays in full precision, as
         // published.
-        let precision = placement.precision;
         let placement = Placement { precision: Precision::F32, ..placement };
         let file = Checkpoint::open(&spec.audio_tokenizer_file)?;
         let codec = Codec::load(

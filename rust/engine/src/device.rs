@@ -14,13 +14,20 @@ const BF16_FROM: (u32, u32) = (8, 0);
 /// # Errors
 /// When there is a device but it cannot be used.
 pub(crate) fn choose_device(cpu: bool) -> Result<Device, EngineError> {
-    if !cpu && candle_core::utils::cuda_is_available() {
-        return Ok(Device::new_cuda(0)?);
-    }
-    if !cpu && candle_core::utils::metal_is_available() {
-        return Ok(Device::new_metal(0)?);
-    }
-    Ok(Device::Cpu)
+    // "Available" means that this build has the support, not that the machine has the device.
+    let device = if cpu {
+        Ok(Device::Cpu)
+    } else if candle_core::utils::cuda_is_available() {
+        Device::new_cuda(0)
+    } else if candle_core::utils::metal_is_available() {
+        Device::new_metal(0)
+    } else {
+        Ok(Device::Cpu)
+    };
+    device.map_err(|e| {
+        EngineError::new(format!("the accelerator cannot be used: {e}"))
+            .with_hint("Check the driver, or run on the CPU with --cpu.")
+    })
 }
 
 /// Where the language model goes. Without a wish its precision is F32 on the CPU and on CUDA

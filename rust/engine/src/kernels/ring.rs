@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use moshi_ctl_core::Precision;
 
@@ -46,20 +46,20 @@ impl Ring {
     }
 }
 
+/// Sixteen-bit formats are held as bits, because zeroed memory of plain integers is not touched
+/// before it is written: a lane that was never used takes none.
 enum Numbers {
     F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
+    F16(Vec<u16>),
+    Bf16(Vec<u16>),
 }
 
 impl Numbers {
-    /// Zeroed memory is not touched before it is written, so that a lane that was never used
-    /// takes none.
     fn zeros(len: usize, precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::F32(vec![0.0; len]),
-            Precision::F16 => Self::F16(vec![f16::ZERO; len]),
-            Precision::Bf16 => Self::Bf16(vec![bf16::ZERO; len]),
+            Precision::F16 => Self::F16(vec![0; len]),
+            Precision::Bf16 => Self::Bf16(vec![0; len]),
         }
     }
 
@@ -67,8 +67,12 @@ impl Numbers {
         let range = start..start + from.len();
         match self {
             Self::F32(numbers) => numbers[range].copy_from_slice(from),
-            Self::F16(numbers) => numbers[range].convert_from_f32_slice(from),
-            Self::Bf16(numbers) => numbers[range].convert_from_f32_slice(from),
+            Self::F16(bits) => {
+                bits[range].reinterpret_cast_mut::<f16>().convert_from_f32_slice(from);
+            }
+            Self::Bf16(bits) => {
+                bits[range].reinterpret_cast_mut::<bf16>().convert_from_f32_slice(from);
+            }
         }
     }
 
@@ -76,8 +80,10 @@ impl Numbers {
         scratch.resize(range.len(), 0.0);
         match self {
             Self::F32(numbers) => return &numbers[range],
-            Self::F16(numbers) => numbers[range].convert_to_f32_slice(scratch),
-            Self::Bf16(numbers) => numbers[range].convert_to_f32_slice(scratch),
+            Self::F16(bits) => bits[range].reinterpret_cast::<f16>().convert_to_f32_slice(scratch),
+            Self::Bf16(bits) => {
+                bits[range].reinterpret_cast::<bf16>().convert_to_f32_slice(scratch);
+            }
         }
         scratch
     }

@@ -50,8 +50,8 @@ pub(super) fn plan(shape: &LmShape) -> Vec<Tensor> {
             Conditioner::ContinuousAttribute(attribute) => attribute.dim,
         };
         let projection = format!("{prefix}.output_proj.weight");
-        tensors.push(Tensor::weights(projection, &[d_model, dim], 0.3));
-        tensors.push(Tensor::noise(format!("{prefix}.learnt_padding"), &[1, 1, d_model], 0.3));
+        tensors.push(Tensor::weights(projection, &[d_model, dim], 0.2));
+        tensors.push(Tensor::noise(format!("{prefix}.learnt_padding"), &[1, 1, d_model], 0.2));
     }
     tensors
 }
@@ -91,7 +91,7 @@ pub(super) fn transformer(prefix: &str, shape: &TransformerShape) -> Vec<Tensor>
         tensors.push(Tensor::new(in_proj, &[3 * d_model, d_model], fill));
         // Attention averages; what it averages shrinks.
         let out_proj = format!("{attention}.out_proj.weight");
-        tensors.push(Tensor::weights(out_proj, &[d_model, d_model], 2.0 * branch));
+        tensors.push(Tensor::weights(out_proj, &[d_model, d_model], 1.25 * branch));
         if shape.bias_attn {
             tensors.push(Tensor::bias(format!("{attention}.in_proj_bias"), 3 * d_model));
             tensors.push(Tensor::bias(format!("{attention}.out_proj.bias"), d_model));
