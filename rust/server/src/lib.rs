@@ -1,9 +1,21 @@
 //! Protocol, sessions and scheduling over a streaming model.
 
+mod audio_file;
 mod build_info;
+mod close_code;
 pub mod config;
+mod lanes;
+mod limits;
+mod metrics;
+mod model_thread;
+mod ogg;
+mod ogg_opus;
+mod protocol;
+mod resample;
 mod routes;
 mod secret;
+mod tokenizer;
+mod transcript;
 pub mod worker;
 
 pub use secret::ApiKey;

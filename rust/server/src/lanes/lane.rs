@@ -1,0 +1,238 @@
+//! What one occupied lane holds: audio on its way in, messages on their way out.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use moshi_ctl_core::units::FRAME_SAMPLES;
+use moshi_ctl_core::{LaneFault, Prediction};
+use tokio::sync::Notify;
+
+use crate::limits;
+use crate::protocol::OutMsg;
+use crate::tokenizer::TextDecoder;
+use crate::transcript::{Spoken, Transcript};
+
+/// How a session ends: the WebSocket close code and its reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Close {
+    pub(crate) code: u16,
+    pub(crate) reason: String,
+}
+
+/// Wakes the two halves of a session.
+#[derive(Debug, Default)]
+pub(super) struct Bells {
+    /// There is room for input, or the lane will take no more.
+    pub(super) room: Notify,
+    /// There is something to send.
+    pub(super) output: Notify,
+}
+
+/// The audio between one `Init` and the next.
+#[derive(Debug, Default)]
+struct Stream {
+    pcm: VecDeque<f32>,
+    /// Samples that ever came in.
+    received: u64,
+    /// Step after which each unanswered marker is due, and its id; in the order they came.
+    markers: VecDeque<(u64, i64)>,
+}
+
+/// An occupied lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    /// Tells this occupant of the lane from those before and after.
+    pub(super) session: u64,
+    pub(super) bells: Arc<Bells>,
+    delay: usize,
+    /// The stream being processed, and those that `Init`s queued behind it.
+    streams: VecDeque<Stream>,
+    /// Whether the model's lane must be reset before the front stream can go on.
+    starting: bool,
+    transcript: Transcript,
+    total_steps: u64,
+    outbox: VecDeque<OutMsg>,
+    close: Option<Close>,
+}
+
+impl Lane {
+    pub(super) fn new(session: u64, delay: usize) -> Self {
+        Self {
+            session,
+            bells: Arc::default(),
+            delay,
+            streams: VecDeque::from([Stream::default()]),
+            starting: true,
+            transcript: Transcript::new(delay),
+            total_steps: 0,
+            outbox: VecDeque::new(),
+            close: None,
+        }
+    }
+
+    /// Frames processed for this session, over all its streams.
+    pub(super) fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    /// Whether the session is ending and nothing goes in any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.close.is_some()
+    }
+
+    // In: from the session.
+
+    /// Samples that may come in now without holding more than a lane should.
+    pub(super) fn room(&self) -> usize {
+        limits::LANE_INPUT_SAMPLES.saturating_sub(self.waiting())
+    }
+
+    fn waiting(&self) -> usize {
+        self.streams.iter().map(|stream| stream.pcm.len()).sum()
+    }
+
+    pub(super) fn push_pcm(&mut self, pcm: &[f32]) {
+        if let Some(stream) = self.streams.back_mut() {
+            stream.pcm.extend(pcm);
+            stream.received += pcm.len() as u64;
+        }
+    }
+
+    /// Takes a marker, or says that there are too many.
+    pub(super) fn push_marker(&mut self, id: i64) -> Result<(), ()> {
+        if self.streams.iter().map(|stream| stream.markers.len()).sum::<usize>()
+            >= limits::LANE_MARKERS
+        {
+            return Err(());
+        }
+        if let Some(stream) = self.streams.back_mut() {
+            let due = stream.received.div_ceil(FRAME_SAMPLES as u64) + self.delay as u64;
+            stream.markers.push_back((due, id));
+        }
+        self.answer_due_markers();
+        Ok(())
+    }
+
+    pub(super) fn has_room_for_init(&self) -> bool {
+        self.streams.len() <= limits::LANE_RESTARTS
+    }
+
+    /// Whether the session may cause another message; one that does not read may not.
+    pub(super) fn has_room_for_output(&self) -> bool {
+        self.outbox.len() < limits::LANE_OUTPUT_MESSAGES
+    }
+
+    pub(super) fn push_init(&mut self) {
+        self.streams.push_back(Stream::default());
+    }
+
+    // Through: from the model thread.
+
+    /// Whether the model's lane must be reset now. Moves on to the next stream when the one at
+    /// the front is through; what it still owes is answered then.
+    pub(super) fn must_reset(&mut self) -> bool {
+        if self.is_closed() || !self.has_room_for_output() {
+            return false;
+        }
+        let through = |stream: &Stream| stream.pcm.len() < FRAME_SAMPLES;
+        if !self.starting && self.streams.len() > 1 && self.streams.front().is_some_and(through) {
+            for (_, id) in self.streams.pop_front().into_iter().flat_map(|s| s.markers) {
+                self.say(OutMsg::Marker { id });
+            }
+            self.starting = true;
+            self.bells.room.notify_one();
+        }
+        self.starting
+    }
+
+    /// The model's lane is as new.
+    pub(super) fn was_reset(&mut self) {
+        self.starting = false;
+        self.transcript = Transcript::new(self.delay);
+        self.say(OutMsg::Ready);
+        self.answer_due_markers();
+    }
+
+    /// Appends the lane's next frame to `frames`, if there is one and it is the lane's turn.
+    pub(super) fn take_frame(&mut self, frames: &mut Vec<f32>) -> bool {
+        if self.starting || self.is_closed() || !self.has_room_for_output() {
+            return false;
+        }
+        let Some(stream) = self.streams.front_mut() else { return false };
+        if stream.pcm.len() < FRAME_SAMPLES {
+            return false;
+        }
+        frames.extend(stream.pcm.drain(..FRAME_SAMPLES));
+        self.bells.room.notify_one();
+        true
+    }
+
+    /// What the model says about the frame taken last.
+    pub(super) fn record(&mut self, prediction: Prediction, text: &TextDecoder) {
+        let mut spoken = Vec::new();
+        self.transcript.step(prediction.text_token, |said| spoken.push(said));
+        self.total_steps += 1;
+        if !prediction.vad.is_empty() {
+            let step_idx = self.transcript.steps();
+            let buffered_pcm = self.waiting();
+            self.say(OutMsg::Step { step_idx, prs: prediction.vad, buffered_pcm });
+        }
+        for said in spoken {
+            self.say(match said {
+                Spoken::Word { tokens, start_s } => {
+                    OutMsg::Word { text: text.decode(&tokens), start_time: start_s }
+                }
+                Spoken::EndWord { stop_s } => OutMsg::EndWord { stop_time: stop_s },
+            });
+        }
+        self.answer_due_markers();
+    }
+
+    /// The frame taken last could not be processed.
+    pub(super) fn fault(&mut self, fault: LaneFault) {
+        let code = match fault {
+            LaneFault::NonFiniteAudio => crate::close_code::INVALID_DATA,
+            LaneFault::NonFiniteLogits => crate::close_code::INTERNAL_ERROR,
+        };
+        self.end(Some(fault.to_string()), Close { code, reason: "the stream cannot go on".into() });
+    }
+
+    fn answer_due_markers(&mut self) {
+        let steps = self.transcript.steps();
+        while !self.starting
+            && let Some(stream) = self.streams.front_mut()
+            && let Some(&(due, id)) = stream.markers.front()
+            && due <= steps
+        {
+            stream.markers.pop_front();
+            self.say(OutMsg::Marker { id });
+        }
+    }
+
+    // Out: to the session.
+
+    /// Ends the session after what is still to be sent. Only the first end counts.
+    pub(super) fn end(&mut self, error: Option<String>, close: Close) {
+        if self.is_closed() {
+            return;
+        }
+        if let Some(message) = error {
+            self.say(OutMsg::Error { message });
+        }
+        self.close = Some(close);
+        self.streams.clear();
+        self.bells.output.notify_one();
+        self.bells.room.notify_one();
+    }
+
+    fn say(&mut self, message: OutMsg) {
+        self.outbox.push_back(message);
+        self.bells.output.notify_one();
+    }
+
+    /// Everything to be sent now, and how to close after that.
+    pub(super) fn take_output(&mut self) -> (Vec<OutMsg>, Option<Close>) {
+        self.bells.room.notify_one();
+        (self.outbox.drain(..).collect(), self.close.clone())
+    }
+}

@@ -1,0 +1,71 @@
+//! Every bound the server keeps, in one place.
+
+use std::time::Duration;
+
+use moshi_ctl_core::units::SAMPLE_RATE_HZ;
+
+/// Largest WebSocket message, in bytes: over two minutes of audio as MessagePack floats.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// Largest body of a POST, in bytes: over an hour of compressed audio.
+pub(crate) const MAX_POST_BYTES: usize = 100 << 20;
+
+/// Samples a lane holds unprocessed before its session stops reading: 10 s.
+pub(crate) const LANE_INPUT_SAMPLES: usize = 10 * SAMPLE_RATE_HZ as usize;
+
+/// Messages a lane holds unsent before it is not stepped any more: more than a minute's worth.
+pub(crate) const LANE_OUTPUT_MESSAGES: usize = 1024;
+
+/// Markers a lane holds unanswered before its session is refused.
+pub(crate) const LANE_MARKERS: usize = 1 << 16;
+
+/// Restarts (`Init`) a lane holds unprocessed before its session stops reading.
+pub(crate) const LANE_RESTARTS: usize = 16;
+
+/// Tokens of one word before it is sent unfinished; speech stays far below.
+pub(crate) const WORD_TOKENS: usize = 1024;
+
+/// Bytes of one Ogg packet; audio stays far below, comments with a picture may come close.
+pub(crate) const OGG_PACKET_BYTES: usize = 4 << 20;
+
+/// Sample rates of audio files, in Hz.
+pub(crate) const FILE_RATES_HZ: std::ops::RangeInclusive<u32> = 1_000..=384_000;
+
+/// How long a POST waits for a free lane before it is refused.
+pub(crate) const POST_LANE_WAIT: Duration = Duration::from_secs(1);
+
+/// When a refused POST should be tried again, in seconds.
+pub(crate) const POST_RETRY_AFTER_S: u32 = 5;
+
+/// How long a closed connection may take to answer the close.
+pub(crate) const CLOSE_HANDSHAKE: Duration = Duration::from_secs(2);
+
+/// How long a failed server keeps answering, so that clients and health checks learn of it.
+pub(crate) const FAILURE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long sessions may take to end when the server does.
+pub(crate) const DRAIN_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What a session tolerates of its peer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// Between two pings.
+    pub(crate) ping_every: Duration,
+    /// Without a message of any sort, the answers to pings included.
+    pub(crate) silent: Duration,
+    /// Without a message that carries data.
+    pub(crate) no_data: Duration,
+    /// Without reading what it is sent.
+    pub(crate) not_reading: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            ping_every: Duration::from_secs(10),
+            silent: Duration::from_secs(20),
+            no_data: Duration::from_secs(120),
+            not_reading: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The thread that owns a model: loads it, warms it up, steps it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use moshi_ctl_core::units::FRAME_SAMPLES;
+use moshi_ctl_core::{LaneFrame, LaneStep, ModelError, StreamingModel};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::lanes::{Lanes, Turn};
+use crate::metrics::Metrics;
+
+/// Frames of silence that a model steps before it is ready.
+const WARMUP_FRAMES: usize = 2;
+
+/// A model that cannot be used any further.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelFailure {
+    pub(crate) module: String,
+    pub(crate) error: ModelError,
+}
+
+/// What a model's thread needs.
+pub(crate) struct ModelThread {
+    /// Name of the module.
+    pub(crate) module: String,
+    pub(crate) warmup: bool,
+    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) metrics: Metrics,
+    /// Told when the model fails after it was ready.
+    pub(crate) failures: mpsc::UnboundedSender<ModelFailure>,
+}
+
+impl ModelThread {
+    /// Starts the thread. The receiver hears when the model is ready, or why it never will be.
+    pub(crate) fn spawn(
+        self,
+        load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError> + Send + 'static,
+    ) -> std::io::Result<oneshot::Receiver<Result<(), ModelError>>> {
+        let (ready, is_ready) = oneshot::channel();
+        let name = format!("model-{}", self.module);
+        std::thread::Builder::new().name(name).spawn(move || self.run(load, ready))?;
+        Ok(is_ready)
+    }
+
+    fn run(
+        self,
+        load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
+        ready: oneshot::Sender<Result<(), ModelError>>,
+    ) {
+        let mut model = match guarded(|| self.prepare(load)) {
+            Ok(model) => model,
+            // Nobody listening means that the start was given up.
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        if ready.send(Ok(())).is_err() {
+            return;
+        }
+        if let Err(error) = guarded(|| self.serve(model.as_mut())) {
+            tracing::error!(module = self.module, %error, "the model failed");
+            self.lanes.fail(&format!("module {}: {error}", self.module));
+            // Nobody listening means that the server is ending already.
+            let _ = self.failures.send(ModelFailure { module: self.module, error });
+        }
+    }
+
+    fn prepare(
+        &self,
+        load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
+    ) -> Result<Box<dyn StreamingModel>, ModelError> {
+        let start = Instant::now();
+        let mut model = load()?;
+        if model.lanes() != self.lanes.total() {
+            let (has, wants) = (model.lanes(), self.lanes.total());
+            return Err(ModelError::new(format!("has {has} lanes instead of {wants}")));
+        }
+        let module = &self.module;
+        tracing::info!(module, "model loaded in {:.1} s", start.elapsed().as_secs_f64());
+        if self.warmup {
+            let start = Instant::now();
+            warm_up(model.as_mut()).map_err(|error| ModelError {
+                message: format!("warm-up failed: {error}"),
+                ..error
+            })?;
+            tracing::info!(module, "model warmed up in {:.1} s", start.elapsed().as_secs_f64());
+        }
+        Ok(model)
+    }
+
+    fn serve(&self, model: &mut dyn StreamingModel) -> Result<(), ModelError> {
+        let mut turn = Turn::default();
+        while let Some(next) = self.lanes.next_turn(turn) {
+            turn = next;
+            for lane in turn.resets() {
+                model.reset(lane, fresh_seed())?;
+            }
+            self.lanes.were_reset(&turn);
+            let frames = turn.frames();
+            if !frames.is_empty() {
+                let start = Instant::now();
+                let steps = checked_step(model, &frames)?;
+                self.metrics.step_duration.observe(start.elapsed().as_secs_f64());
+                drop(frames);
+                self.lanes.record(&turn, steps);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn warm_up(model: &mut dyn StreamingModel) -> Result<(), ModelError> {
+    let silence = [0.0; FRAME_SAMPLES];
+    for _ in 0..WARMUP_FRAMES {
+        let steps = checked_step(model, &[LaneFrame { lane: 0, pcm: &silence }])?;
+        for step in steps {
+            step.outcome.map_err(|fault| ModelError::new(fault.to_string()))?;
+        }
+    }
+    model.reset(0, 0)
+}
+
+/// Steps and makes sure that each frame got its own answer.
+fn checked_step(
+    model: &mut dyn StreamingModel,
+    frames: &[LaneFrame<'_>],
+) -> Result<Vec<LaneStep>, ModelError> {
+    let steps = model.step(frames)?;
+    if steps.iter().map(|step| step.lane).eq(frames.iter().map(|frame| frame.lane)) {
+        Ok(steps)
+    } else {
+        Err(ModelError::new("the model answered for other lanes than it was asked for"))
+    }
+}
+
+/// What a lane samples with, where the temperature is above zero: different for every stream.
+fn fresh_seed() -> u64 {
+    RandomState::new().hash_one(Instant::now())
+}
+
+/// A panic as the error it is.
+fn guarded<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+    // Whatever a panic left half done is inside the model, and that is never used again.
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+        let text = payload
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| payload.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".into());
+        Err(ModelError::new(format!("panicked: {text}")))
+    })
+}
