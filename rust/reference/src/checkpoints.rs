@@ -20,18 +20,19 @@ pub struct Checkpoints {
     pub lm_file: PathBuf,
     /// The codec, in f32.
     pub codec_file: PathBuf,
-    /// What a model with a conditioner is told.
+    /// What a model with a conditioner is told; its learnt padding unless changed.
     pub conditioning: Option<Conditioning>,
 }
 
 impl Checkpoints {
     /// Where [`Checkpoints::write`] puts its files.
     pub fn at(folder: &Path, shape: LmShape) -> Self {
+        let conditioning = shape.conditioners.as_ref().map(|_| Conditioning::LearntPadding);
         Self {
             shape,
             lm_file: folder.join("lm.safetensors"),
             codec_file: folder.join("codec.safetensors"),
-            conditioning: None,
+            conditioning,
         }
     }
 

@@ -31,9 +31,8 @@ impl Comparison {
         let pairs = || oracle.iter().zip(ours.iter().map(|ours| &ours.frame));
         let first = |differ: fn(&Frame, &Frame) -> bool| pairs().position(|(a, b)| differ(a, b));
         let largest = |of: fn(&Frame) -> &[f32]| {
-            let deviations = pairs()
-                .flat_map(|(a, b)| of(a).iter().zip(of(b)))
-                .map(|(a, b)| (a - b).abs());
+            let deviations =
+                pairs().flat_map(|(a, b)| of(a).iter().zip(of(b))).map(|(a, b)| (a - b).abs());
             // `max` would let a NaN pass.
             deviations.fold(0f32, |most, next| if next <= most { most } else { next })
         };

@@ -103,7 +103,8 @@ pub fn condition(lm: &LmModel, conditioning: Option<Conditioning>) -> Result<Opt
     Ok(match conditioning {
         None => None,
         Some(Conditioning::DelaySeconds(delay_s)) => {
-            Some(provider.condition_cont("delay", delay_s)?)
+            // The published server negates the delay before it tells the model.
+            Some(provider.condition_cont("delay", -delay_s)?)
         }
         Some(Conditioning::LearntPadding) => Some(provider.learnt_padding("delay")?),
     })

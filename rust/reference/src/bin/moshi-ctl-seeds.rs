@@ -25,23 +25,35 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&folder)?;
     for seed in first.parse()?..=last.parse()? {
         let mut files = Checkpoints::write(&folder, shape.clone(), seed, Precision::Bf16)?;
-        files.conditioning = shape.conditioners.as_ref().map(|_| Conditioning::LearntPadding);
-        let ours = ours::hear(&mut files.engine(1)?, 0, frames)?;
-        let mut oracle = files.oracle()?;
-        let heard = frames.iter().map(|pcm| oracle.step(pcm)).collect::<Result<Vec<Frame>>>()?;
-        println!(
-            "seed {seed}: codes {:?}, {} text tokens, padding {:.2}, end of padding {:.2}",
-            distinct_codes(&heard),
-            distinct_text(&heard),
-            share(&heard, TEXT_TOKEN_PADDING),
-            share(&heard, TEXT_TOKEN_END_OF_PADDING),
-        );
-        for head in 0..heard[0].vad.len() {
-            let values = || heard.iter().map(|frame| frame.vad[head]);
-            let (low, high) = (values().fold(1.0, f32::min), values().fold(0.0, f32::max));
-            println!("    VAD head {head}: {low:.3} to {high:.3}");
+        let told: &[_] = match shape.conditioners {
+            None => &[None],
+            Some(_) => &[Some(Conditioning::LearntPadding), Some(Conditioning::DelaySeconds(0.5))],
+        };
+        for &conditioning in told {
+            files.conditioning = conditioning;
+            println!("seed {seed}, {conditioning:?}");
+            report(&files, frames)?;
         }
-        println!("    {:?}", Comparison::new(&heard, &ours));
     }
     Ok(std::fs::remove_dir_all(folder)?)
+}
+
+fn report(files: &Checkpoints, frames: &[Vec<f32>]) -> Result<()> {
+    let ours = ours::hear(&mut files.engine(1)?, 0, frames)?;
+    let mut oracle = files.oracle()?;
+    let heard = frames.iter().map(|pcm| oracle.step(pcm)).collect::<Result<Vec<Frame>>>()?;
+    println!(
+        "    codes {:?}, {} text tokens, padding {:.2}, end of padding {:.2}",
+        distinct_codes(&heard),
+        distinct_text(&heard),
+        share(&heard, TEXT_TOKEN_PADDING),
+        share(&heard, TEXT_TOKEN_END_OF_PADDING),
+    );
+    for head in 0..heard[0].vad.len() {
+        let values = || heard.iter().map(|frame| frame.vad[head]);
+        let (low, high) = (values().fold(1.0, f32::min), values().fold(0.0, f32::max));
+        println!("    VAD head {head}: {low:.3} to {high:.3}");
+    }
+    println!("    {:?}", Comparison::new(&heard, &ours));
+    Ok(())
 }
