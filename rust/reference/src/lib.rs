@@ -1,6 +1,7 @@
 //! Development only: the published `moshi` crate as oracle for exactness and baseline for speed.
 
 pub mod audio;
+pub mod bench;
 pub mod checkpoints;
 pub mod compare;
 pub mod oracle;
