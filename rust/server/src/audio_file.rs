@@ -55,10 +55,7 @@ pub(crate) fn decode(
     if any { Ok(()) } else { Err(AudioFileError::Silent) }
 }
 
-fn decode_opus(
-    file: &[u8],
-    take: &mut impl FnMut(Vec<f32>) -> bool,
-) -> Result<(), AudioFileError> {
+fn decode_opus(file: &[u8], take: &mut impl FnMut(Vec<f32>) -> bool) -> Result<(), AudioFileError> {
     const PIECE_BYTES: usize = 1 << 16;
     let mut decoder = OggOpusDecoder::default();
     for piece in file.chunks(PIECE_BYTES) {

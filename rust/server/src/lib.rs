@@ -1,19 +1,25 @@
 //! Protocol, sessions and scheduling over a streaming model.
 
+mod app;
 mod audio_file;
 mod build_info;
 mod close_code;
 pub mod config;
 mod lanes;
 mod limits;
+mod logging;
 mod metrics;
 mod model_thread;
 mod ogg;
 mod ogg_opus;
+mod port;
+mod post;
 mod protocol;
 mod resample;
 mod routes;
 mod secret;
+mod session;
+mod signals;
 mod tokenizer;
 mod transcript;
 pub mod worker;

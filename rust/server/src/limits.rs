@@ -7,6 +7,10 @@ use moshi_ctl_core::units::SAMPLE_RATE_HZ;
 /// Largest WebSocket message, in bytes: over two minutes of audio as MessagePack floats.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
+/// Largest WebSocket message that is read at all, in bytes. A message between the two limits is
+/// read to its end, so that its sender can be told; one above is cut off on arrival.
+pub(crate) const MAX_MESSAGE_READ_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
+
 /// Largest body of a POST, in bytes: over an hour of compressed audio.
 pub(crate) const MAX_POST_BYTES: usize = 100 << 20;
 

@@ -1,8 +1,6 @@
 //! What dashboards in the field already ask for; names and buckets are those of Kyutai's server.
 
-use prometheus::{
-    Counter, Encoder, Gauge, Histogram, HistogramOpts, Opts, Registry, TextEncoder,
-};
+use prometheus::{Counter, Encoder, Gauge, Histogram, HistogramOpts, Opts, Registry, TextEncoder};
 
 /// Upper bounds of a step's duration, in seconds; the last is a frame's own duration.
 const STEP_DURATION_BUCKETS_S: [f64; 7] = [20e-3, 30e-3, 40e-3, 50e-3, 60e-3, 70e-3, 80e-3];

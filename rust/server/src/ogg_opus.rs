@@ -130,3 +130,77 @@ impl Stream {
 fn packet_error(code: ErrorCode) -> OggOpusError {
     OggOpusError::Packet(code.message())
 }
+
+#[cfg(test)]
+#[path = "../tests/support/ogg.rs"]
+#[allow(unreachable_pub, reason = "shared with the tests over sockets")]
+mod writer;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decode(stream: &[u8], piece: usize) -> Result<Vec<f32>, OggOpusError> {
+        let mut decoder = OggOpusDecoder::default();
+        let mut pcm = Vec::new();
+        for bytes in stream.chunks(piece) {
+            decoder.feed(bytes);
+            while let Some(more) = decoder.next_pcm()? {
+                pcm.extend(more);
+            }
+        }
+        Ok(pcm)
+    }
+
+    fn tone(rate_hz: u32, samples: usize) -> Vec<f32> {
+        let phase = std::f32::consts::TAU * 300.0 / rate_hz as f32;
+        (0..samples).map(|i| (i as f32 * phase).sin() * 0.5).collect()
+    }
+
+    #[test]
+    fn audio_comes_back_in_place_whatever_the_packets_and_pieces() {
+        let (original, expected) = (tone(48_000, 60_010), tone(24_000, 30_005));
+        for (packet_samples, per_page) in
+            [(120, 1), (240, 200), (480, 3), (960, 50), (1920, 1), (2880, 9)]
+        {
+            let stream = writer::encode(&original, 1, packet_samples, per_page);
+            let pcm = decode(&stream, stream.len()).unwrap();
+            assert_eq!(pcm.len(), expected.len(), "packets of {packet_samples}");
+            // The encoder needs a moment to begin, and the last packet was padded with silence.
+            let errors =
+                pcm.iter().zip(&expected).skip(2000).take(26_000).map(|(a, b)| (a - b).abs());
+            let worst = errors.fold(0.0, f32::max);
+            assert!(worst < 0.05, "packets of {packet_samples}: off by {worst}");
+            for piece in [1, 27, 4096] {
+                assert_eq!(decode(&stream, piece).unwrap(), pcm, "pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn streams_may_follow_each_other() {
+        let one = writer::encode(&tone(48_000, 9600), 2, 960, 2);
+        let pcm = decode(&[one.clone(), one.clone()].concat(), 100).unwrap();
+        assert_eq!(pcm, decode(&one, 100).unwrap().repeat(2));
+    }
+
+    #[test]
+    fn broken_streams_end_with_a_reason_and_never_with_a_panic() {
+        let stream = writer::encode(&tone(48_000, 9600), 1, 960, 2);
+        let audio_at = stream.len() - 200;
+        for at in (0..300).chain(audio_at..stream.len()) {
+            for flip in [1, 128] {
+                let mut stream = stream.clone();
+                stream[at] ^= flip;
+                // A page that claims to be longer waits for more; nothing else goes unnoticed.
+                if let Ok(pcm) = decode(&stream, 50) {
+                    assert!(pcm.len() < 4800, "byte {at}");
+                }
+            }
+        }
+        for length in 0..stream.len().min(400) {
+            assert!(decode(&stream[..length], 64).is_ok(), "cut at {length}");
+        }
+        assert_eq!(decode(b"RIFF", 4), Err(OggOpusError::Ogg(OggError::NoPage)));
+    }
+}

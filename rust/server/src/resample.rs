@@ -4,8 +4,8 @@ use moshi_ctl_core::units::SAMPLE_RATE_HZ;
 use rubato::audioadapter_buffers::direct::InterleavedSlice;
 use rubato::{Fft, FixedSync, Resampler as _};
 
-/// Input samples per turn of the resampler, before it rounds them to fit the ratio.
-const CHUNK_SAMPLES: usize = 1024;
+/// Input samples per turn of the resampler, at least.
+const MIN_TURN_SAMPLES: usize = 1024;
 
 /// A streaming resampler.
 pub(crate) enum Resampler {
@@ -40,7 +40,11 @@ impl Resampler {
             return Ok(Self::Through);
         }
         let (from, to) = (rate_hz as usize, SAMPLE_RATE_HZ as usize);
-        let fft = Fft::<f32>::new(from, to, CHUNK_SAMPLES, 1, FixedSync::Both)
+        // The fewest samples that are a whole number of output samples, an even number of times:
+        // the resampler's delay is half a turn, and only then a whole number of samples.
+        let block = from / greatest_common_divisor(from, to);
+        let turn = block * MIN_TURN_SAMPLES.div_ceil(block).next_multiple_of(2);
+        let fft = Fft::<f32>::new(from, to, turn, 1, FixedSync::Both)
             .map_err(|error| ResampleError { rate_hz, cause: error.to_string() })?;
         Ok(Self::Fft(Box::new(FftState {
             rate_hz,
@@ -73,6 +77,10 @@ impl Resampler {
     }
 }
 
+fn greatest_common_divisor(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { greatest_common_divisor(b, a % b) }
+}
+
 impl FftState {
     fn push(&mut self, pcm: &[f32]) -> Result<Vec<f32>, ResampleError> {
         let mut output = Vec::new();
@@ -80,12 +88,9 @@ impl FftState {
         let mut used = 0;
         while self.pending.len() - used >= self.fft.input_frames_next() {
             let wanted = self.fft.input_frames_next();
-            let written = Self::turn(
-                &mut self.fft,
-                &self.pending[used..used + wanted],
-                &mut self.out,
-            )
-            .map_err(|cause| ResampleError { rate_hz: self.rate_hz, cause })?;
+            let written =
+                Self::turn(&mut self.fft, &self.pending[used..used + wanted], &mut self.out)
+                    .map_err(|cause| ResampleError { rate_hz: self.rate_hz, cause })?;
             used += wanted;
             let skipped = self.skip.min(written);
             self.skip -= skipped;
@@ -106,8 +111,7 @@ impl FftState {
     }
 
     fn finish(mut self) -> Result<Vec<f32>, ResampleError> {
-        let wanted =
-            (self.received * u64::from(SAMPLE_RATE_HZ)).div_ceil(u64::from(self.rate_hz));
+        let wanted = (self.received * u64::from(SAMPLE_RATE_HZ)).div_ceil(u64::from(self.rate_hz));
         let mut output = Vec::new();
         while self.sent < wanted {
             let silence = vec![0.0; self.fft.input_frames_next() - self.pending.len()];

@@ -73,6 +73,7 @@ pub(crate) struct TokenizerError {
 
 /// Turns the tokens of a word into its text.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Default))]
 pub(crate) struct TextDecoder {
     pieces: Vec<Piece>,
     unknown_surface: String,
@@ -136,11 +137,12 @@ impl TextDecoder {
                 Piece::Unknown => text.push_str(&self.unknown_surface),
                 Piece::Text(piece) => {
                     let mut rest = piece.as_str();
-                    if at_start && self.strips_first_space {
-                        if let Some(stripped) = rest.strip_prefix(SPACE_SYMBOL) {
-                            rest = stripped;
-                            at_start = self.strips_leading_spaces;
-                        }
+                    if at_start
+                        && self.strips_first_space
+                        && let Some(stripped) = rest.strip_prefix(SPACE_SYMBOL)
+                    {
+                        rest = stripped;
+                        at_start = self.strips_leading_spaces;
                     }
                     text.extend(rest.chars().map(|c| if c == SPACE_SYMBOL { ' ' } else { c }));
                 }
@@ -231,15 +233,11 @@ mod tests {
 
     #[test]
     fn only_the_first_space_goes_where_extra_whitespace_is_kept() {
-        let keep = NormalizerSpec {
-            add_dummy_prefix: Some(true),
-            remove_extra_whitespaces: Some(false),
-        };
+        let keep =
+            NormalizerSpec { add_dummy_prefix: Some(true), remove_extra_whitespaces: Some(false) };
         assert_eq!(decoder(keep).decode(&[4, 4, 2]), "  hel");
-        let none = NormalizerSpec {
-            add_dummy_prefix: Some(false),
-            remove_extra_whitespaces: Some(false),
-        };
+        let none =
+            NormalizerSpec { add_dummy_prefix: Some(false), remove_extra_whitespaces: Some(false) };
         assert_eq!(decoder(none).decode(&[2]), " hel");
     }
 

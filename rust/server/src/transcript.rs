@@ -111,11 +111,10 @@ mod tests {
         // The fourth step is the first at the delay; its time is 0.
         let tokens = [10, 11, 12, END, 13, PAD];
         assert_eq!(said(4, &tokens), [word(&[13], 0.0)]);
-        assert_eq!(said(3, &tokens), [
-            word(&[12], 0.0),
-            Spoken::EndWord { stop_s: 1.0 / 12.5 },
-            word(&[13], 1.0 / 12.5)
-        ]);
+        assert_eq!(
+            said(3, &tokens),
+            [word(&[12], 0.0), Spoken::EndWord { stop_s: 1.0 / 12.5 }, word(&[13], 1.0 / 12.5)]
+        );
     }
 
     #[test]

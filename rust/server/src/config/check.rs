@@ -107,11 +107,10 @@ fn check_conditioning(name: &str, module: &AsrModule) -> Result<(), Finding> {
             "is given together with conditioning_learnt_padding = true".into(),
         )
         .with_hint("keep one of the two")),
-        (None, false) => Err(finding(
-            "conditioning_delay",
-            "is missing, and this model has conditioners".into(),
-        )
-        .with_hint("add it, in seconds, or `conditioning_learnt_padding = true`")),
+        (None, false) => {
+            Err(finding("conditioning_delay", "is missing, and this model has conditioners".into())
+                .with_hint("add it, in seconds, or `conditioning_learnt_padding = true`"))
+        }
         (Some(delay_s), false) if !(delay_s >= 0.0 && delay_s.is_finite()) => {
             Err(finding("conditioning_delay", format!("is {delay_s}, but must be 0 or above")))
         }

@@ -17,7 +17,9 @@ pub(super) fn expand(
         let name_len = rest
             .bytes()
             .enumerate()
-            .take_while(|(i, b)| *b == b'_' || b.is_ascii_alphabetic() || (*i > 0 && b.is_ascii_digit()))
+            .take_while(|(i, b)| {
+                *b == b'_' || b.is_ascii_alphabetic() || (*i > 0 && b.is_ascii_digit())
+            })
             .count();
         let (name, after) = rest.split_at(name_len);
         if name.is_empty() {
@@ -42,9 +44,13 @@ mod tests {
     #[test]
     fn names_are_replaced_anywhere() {
         let env = |name: &str| (name == "A_1").then(|| "x".to_string());
-        for (before, after) in
-            [("$A_1", "x"), ("a$A_1/b$A_1.c", "ax/bx.c"), ("5$", "5$"), ("$ A", "$ A"), ("$1", "$1")]
-        {
+        for (before, after) in [
+            ("$A_1", "x"),
+            ("a$A_1/b$A_1.c", "ax/bx.c"),
+            ("5$", "5$"),
+            ("$ A", "$ A"),
+            ("$1", "$1"),
+        ] {
             let mut value = before.to_string();
             expand(&mut value, &["key"], &env).unwrap();
             assert_eq!(value, after);

@@ -152,10 +152,7 @@ impl Config {
     ///
     /// # Errors
     /// Says what is wrong, on which line, and what to do about it.
-    pub fn load(
-        path: &Path,
-        env: impl Fn(&str) -> Option<String>,
-    ) -> Result<Self, ConfigError> {
+    pub fn load(path: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
             file: path.to_path_buf(),
             line: None,

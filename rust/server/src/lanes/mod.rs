@@ -74,7 +74,11 @@ impl Turn {
 
     pub(crate) fn frames(&self) -> Vec<LaneFrame<'_>> {
         let pcm = self.pcm.chunks_exact(FRAME_SAMPLES);
-        self.places.iter().zip(pcm).map(|(place, pcm)| LaneFrame { lane: place.lane, pcm }).collect()
+        self.places
+            .iter()
+            .zip(pcm)
+            .map(|(place, pcm)| LaneFrame { lane: place.lane, pcm })
+            .collect()
     }
 }
 

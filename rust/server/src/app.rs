@@ -1,0 +1,78 @@
+//! What the routes of one server share.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::config::ModuleConfig;
+use crate::lanes::Lanes;
+use crate::limits::Patience;
+use crate::metrics::Metrics;
+use crate::secret::KeyRing;
+
+/// A model being served.
+pub(crate) struct Module {
+    pub(crate) name: String,
+    pub(crate) config: ModuleConfig,
+    pub(crate) lanes: Arc<Lanes>,
+}
+
+/// What the routes of one server share.
+pub(crate) struct App {
+    pub(crate) modules: Vec<Arc<Module>>,
+    pub(crate) keys: KeyRing,
+    pub(crate) metrics: Metrics,
+    pub(crate) patience: Patience,
+    /// Whether the server is ending.
+    pub(crate) going_away: watch::Sender<bool>,
+    pub(crate) presence: Presence,
+}
+
+impl App {
+    /// Why the server cannot be used any more, if so.
+    pub(crate) fn dead(&self) -> Vec<String> {
+        self.modules.iter().filter_map(|module| module.lanes.over()).collect()
+    }
+
+    /// Why the server should get no new sessions, if so.
+    pub(crate) fn unready(&self) -> Vec<String> {
+        let ending = self.going_away.borrow().then(|| "the server is shutting down".to_string());
+        self.dead().into_iter().chain(ending).collect()
+    }
+}
+
+/// Counts the sessions that are not over.
+#[derive(Clone)]
+pub(crate) struct Presence(watch::Sender<usize>);
+
+/// A session that is not over.
+pub(crate) struct Present(watch::Sender<usize>);
+
+impl Presence {
+    pub(crate) fn new() -> Self {
+        Self(watch::Sender::new(0))
+    }
+
+    pub(crate) fn enter(&self) -> Present {
+        self.0.send_modify(|present| *present += 1);
+        Present(self.0.clone())
+    }
+
+    /// Waits until nobody is there.
+    pub(crate) async fn nobody(&self) {
+        // The sender is in `self`, so this cannot fail before it succeeds.
+        let _ = self.0.subscribe().wait_for(|present| *present == 0).await;
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.send_modify(|present| *present -= 1);
+    }
+}
+
+/// Waits until the server is ending.
+pub(crate) async fn until_going_away(mut going_away: watch::Receiver<bool>) {
+    // The sender lives as long as the server; without it there is nothing to stay for either.
+    let _ = going_away.wait_for(|going| *going).await;
+}

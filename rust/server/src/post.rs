@@ -1,0 +1,109 @@
+//! A whole audio file in one POST: decoded on the side, transcribed in a lane like any stream.
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use moshi_ctl_core::units::FRAME_SAMPLES;
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use crate::audio_file::{self, AudioFileError};
+use crate::lanes::{JoinError, Lanes, Seat};
+use crate::limits;
+use crate::protocol::OutMsg;
+use std::sync::Arc;
+
+/// Pieces of a file that are decoded before its lane takes them.
+const DECODED_AHEAD: usize = 8;
+
+/// Why there is no transcript.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PostError {
+    #[error("the body is empty; send the bytes of an audio file")]
+    EmptyBody,
+    #[error("the body is over {} MB, or broke off", limits::MAX_POST_BYTES >> 20)]
+    Body,
+    #[error(transparent)]
+    File(#[from] AudioFileError),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("{0}")]
+    Lane(String),
+    #[error("decoding failed")]
+    Decoder,
+}
+
+impl IntoResponse for PostError {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::EmptyBody => StatusCode::BAD_REQUEST,
+            Self::Body => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::File(AudioFileError::Unknown(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::File(_) => StatusCode::BAD_REQUEST,
+            Self::Join(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Lane(_) | Self::Decoder => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let retry_after = matches!(self, Self::Join(JoinError::Full))
+            .then(|| [(header::RETRY_AFTER, limits::POST_RETRY_AFTER_S.to_string())]);
+        (status, retry_after, Json(json!({ "error": self.to_string() }))).into_response()
+    }
+}
+
+/// The words of an audio file, as the messages a stream would have got.
+pub(crate) async fn transcribe(lanes: &Arc<Lanes>, file: Bytes) -> Result<Vec<OutMsg>, PostError> {
+    if file.is_empty() {
+        return Err(PostError::EmptyBody);
+    }
+    let (pieces, mut decoded) = mpsc::channel(DECODED_AHEAD);
+    let decoder = tokio::task::spawn_blocking(move || {
+        audio_file::decode(file, |pcm| pieces.blocking_send(pcm).is_ok())
+    });
+    // No lane is taken for a file that cannot be decoded.
+    let first = decoded.recv().await;
+    let Some(first) = first else {
+        decoder.await.map_err(|_| PostError::Decoder)??;
+        return Err(AudioFileError::Silent.into());
+    };
+    let seat = lanes.join_within(limits::POST_LANE_WAIT).await?;
+    let push = async {
+        let mut samples = first.len();
+        let mut pushed = seat.push_pcm(&first).await;
+        while pushed.is_ok()
+            && let Some(pcm) = decoded.recv().await
+        {
+            samples += pcm.len();
+            pushed = seat.push_pcm(&pcm).await;
+        }
+        // Whoever ended the lane said why in its output.
+        if pushed.is_ok() && seat.push_marker(0).await.is_ok() {
+            let whole_frames = samples.next_multiple_of(FRAME_SAMPLES) - samples;
+            let delay = (lanes.delay() + 1) * FRAME_SAMPLES;
+            let _ = seat.push_pcm(&vec![0.0; whole_frames + delay]).await;
+        }
+    };
+    let (words, ()) = tokio::join!(collect(&seat), push);
+    decoded.close();
+    let words = words?;
+    decoder.await.map_err(|_| PostError::Decoder)??;
+    Ok(words)
+}
+
+/// The words up to the marker.
+async fn collect(seat: &Seat) -> Result<Vec<OutMsg>, PostError> {
+    let mut words = Vec::new();
+    loop {
+        let (messages, close) = seat.output().await;
+        for message in messages {
+            match message {
+                OutMsg::Word { .. } | OutMsg::EndWord { .. } => words.push(message),
+                OutMsg::Marker { .. } => return Ok(words),
+                OutMsg::Error { message } => return Err(PostError::Lane(message)),
+                OutMsg::Ready | OutMsg::Step { .. } => {}
+            }
+        }
+        if let Some(close) = close {
+            return Err(JoinError::Unavailable(close.reason).into());
+        }
+    }
+}

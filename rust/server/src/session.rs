@@ -1,0 +1,252 @@
+//! One WebSocket session: what its peer sends goes to its lane, what the lane says to its peer.
+//!
+//! Generic over the socket, so that tests drive it on channels.
+
+use std::error::Error as StdError;
+
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes};
+use bytes::Bytes;
+use futures_util::{Sink, SinkExt, Stream, StreamExt};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at};
+
+use crate::app::until_going_away;
+use crate::close_code;
+use crate::lanes::{Close, Ended, Seat};
+use crate::limits::{CLOSE_HANDSHAKE, MAX_MESSAGE_BYTES, Patience};
+use crate::ogg_opus::OggOpusDecoder;
+use crate::protocol::{self, DecodeError, InMsg, OutMsg};
+
+/// Why the reading half stopped.
+#[derive(Debug)]
+enum ReadEnd {
+    /// The peer closed the connection, or it broke.
+    PeerLeft,
+    /// The lane ended the session; what there is to say is in its output.
+    LaneEnded,
+    /// The peer cannot be served any further.
+    Refused { error: String, code: u16 },
+}
+
+impl From<Ended> for ReadEnd {
+    fn from(_: Ended) -> Self {
+        Self::LaneEnded
+    }
+}
+
+/// Why the writing half stopped.
+#[derive(Debug)]
+enum WriteEnd {
+    /// Everything was sent, the close frame last.
+    Closed,
+    /// The peer does not read, or the connection broke.
+    Broken(&'static str),
+}
+
+/// Serves one session to its end and frees its lane.
+pub(crate) async fn serve<S, E>(
+    socket: S,
+    seat: Seat,
+    patience: Patience,
+    going_away: watch::Receiver<bool>,
+) where
+    S: Stream<Item = Result<Message, E>> + Sink<Message>,
+    E: StdError + 'static,
+{
+    let (mut sink, mut stream) = socket.split();
+    let ended = {
+        let read = read(&mut stream, &seat, patience);
+        let write = write(&mut sink, &seat, patience);
+        tokio::pin!(read, write);
+        tokio::select! {
+            end = &mut read => match end {
+                ReadEnd::PeerLeft => "the peer left".to_string(),
+                ReadEnd::LaneEnded => describe(write.await),
+                ReadEnd::Refused { error, code } => {
+                    seat.end(Some(error.clone()), code, &error);
+                    format!("{error}; {}", describe(write.await))
+                }
+            },
+            end = &mut write => describe(end),
+            () = until_going_away(going_away) => {
+                seat.end(None, close_code::GOING_AWAY, "the server is shutting down");
+                describe(write.await)
+            }
+        }
+    };
+    tracing::info!(steps = seat.steps(), "session over: {ended}");
+    drop(seat);
+    linger(&mut sink, &mut stream).await;
+}
+
+/// Tells a peer that was let in why there is no session for it, and closes.
+pub(crate) async fn refuse<S, E>(socket: S, message: &str, code: u16, patience: Patience)
+where
+    S: Stream<Item = Result<Message, E>> + Sink<Message>,
+{
+    let (mut sink, mut stream) = socket.split();
+    let error = OutMsg::Error { message: message.to_string() };
+    let close = Close { code, reason: message.to_string() };
+    for message in [binary(&error), close_frame(close)] {
+        if !matches!(timeout(patience.not_reading, sink.send(message)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+    linger(&mut sink, &mut stream).await;
+}
+
+fn describe(end: WriteEnd) -> String {
+    match end {
+        WriteEnd::Closed => "closed".to_string(),
+        WriteEnd::Broken(why) => why.to_string(),
+    }
+}
+
+/// Reads until the peer answered the close. Closing with unread data would reset the connection,
+/// and the peer could lose what it was told last.
+async fn linger<S, T>(sink: &mut S, stream: &mut T)
+where
+    S: Sink<Message> + Unpin,
+    T: Stream + Unpin,
+{
+    let answered = async {
+        let _ = sink.close().await;
+        while stream.next().await.is_some() {}
+    };
+    let _ = timeout(CLOSE_HANDSHAKE, answered).await;
+}
+
+async fn read<T, E>(stream: &mut T, seat: &Seat, patience: Patience) -> ReadEnd
+where
+    T: Stream<Item = Result<Message, E>> + Unpin,
+    E: StdError + 'static,
+{
+    let mut opus = OggOpusDecoder::default();
+    let mut last_data = Instant::now();
+    loop {
+        let silent_at = Instant::now() + patience.silent;
+        let no_data_at = last_data + patience.no_data;
+        let message = match timeout_at(silent_at.min(no_data_at), stream.next()).await {
+            Err(_) => {
+                let (what, after) = if no_data_at <= silent_at {
+                    ("no data", patience.no_data)
+                } else {
+                    ("no answer to pings", patience.silent)
+                };
+                let error = format!("{what} for {} s", after.as_secs());
+                return ReadEnd::Refused { error, code: close_code::POLICY };
+            }
+            Ok(None | Some(Ok(Message::Close(_)))) => return ReadEnd::PeerLeft,
+            Ok(Some(Err(error))) => return broken(&error),
+            Ok(Some(Ok(Message::Binary(bytes)))) => bytes,
+            // Pings are answered below us; text is nothing we know, and harmless.
+            Ok(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_)))) => continue,
+        };
+        if let Err(end) = take(&message, seat, &mut opus).await {
+            return end;
+        }
+        // Only now: waiting for room in the lane is not the peer's silence.
+        last_data = Instant::now();
+    }
+}
+
+async fn take(bytes: &Bytes, seat: &Seat, opus: &mut OggOpusDecoder) -> Result<(), ReadEnd> {
+    if bytes.len() > MAX_MESSAGE_BYTES {
+        let error = format!(
+            "a message of {} bytes is too long; send at most {MAX_MESSAGE_BYTES}",
+            bytes.len()
+        );
+        return Err(ReadEnd::Refused { error, code: close_code::TOO_BIG });
+    }
+    let invalid = |error: String| ReadEnd::Refused { error, code: close_code::INVALID_DATA };
+    let message = protocol::decode(bytes).map_err(|error| match error {
+        DecodeError::UnknownType(_) => {
+            ReadEnd::Refused { error: error.to_string(), code: close_code::UNSUPPORTED }
+        }
+        DecodeError::Malformed(_) => invalid(error.to_string()),
+    })?;
+    match message {
+        InMsg::Init => {
+            *opus = OggOpusDecoder::default();
+            seat.push_init().await?;
+        }
+        InMsg::Audio(pcm) => seat.push_pcm(&pcm).await?,
+        InMsg::Marker(id) => seat.push_marker(id).await?,
+        InMsg::OggOpus(data) => {
+            opus.feed(&data);
+            while let Some(pcm) = opus.next_pcm().map_err(|error| invalid(error.to_string()))? {
+                seat.push_pcm(&pcm).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A message over the limit deserves an explanation; a broken connection can hear none.
+fn broken(error: &(dyn StdError + 'static)) -> ReadEnd {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(tungstenite::Error::Capacity(error)) = error.downcast_ref() {
+            return ReadEnd::Refused { error: error.to_string(), code: close_code::TOO_BIG };
+        }
+        cause = error.source();
+    }
+    ReadEnd::PeerLeft
+}
+
+async fn write<T>(sink: &mut T, seat: &Seat, patience: Patience) -> WriteEnd
+where
+    T: Sink<Message> + Unpin,
+{
+    let mut pings = interval_at(Instant::now() + patience.ping_every, patience.ping_every);
+    pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let (messages, close) = tokio::select! {
+            output = seat.output() => output,
+            _ = pings.tick() => {
+                if let Err(end) = send(sink, Message::Ping(Bytes::new()), patience).await {
+                    return end;
+                }
+                continue;
+            }
+        };
+        for message in &messages {
+            if let Err(end) = send(sink, binary(message), patience).await {
+                return end;
+            }
+        }
+        if let Some(close) = close {
+            return match send(sink, close_frame(close), patience).await {
+                Ok(()) => WriteEnd::Closed,
+                Err(end) => end,
+            };
+        }
+    }
+}
+
+async fn send<T>(sink: &mut T, message: Message, patience: Patience) -> Result<(), WriteEnd>
+where
+    T: Sink<Message> + Unpin,
+{
+    match timeout(patience.not_reading, sink.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(WriteEnd::Broken("the connection broke")),
+        Err(_) => Err(WriteEnd::Broken("the peer does not read what it is sent")),
+    }
+}
+
+fn binary(message: &OutMsg) -> Message {
+    Message::Binary(message.encode().into())
+}
+
+fn close_frame(close: Close) -> Message {
+    // A control frame holds 125 bytes, the code included.
+    let mut reason = close.reason;
+    while reason.len() > 123 {
+        reason.pop();
+    }
+    Message::Close(Some(CloseFrame { code: close.code, reason: Utf8Bytes::from(reason) }))
+}
+
+#[cfg(test)]
+mod tests;
