@@ -105,7 +105,7 @@ class Bench:
         self.measured.setdefault(case, Measured()).runs.append(run)
         step = statistics.median(run["step_ms"])
         print(
-            f"{case.engine:9} {case.active} of {case.lanes} lanes active, after {case.warmup} steps: "
+            f"{case.engine:9} {case.active} of {case.lanes} lanes, {case.warmup} steps in: "
             f"{step:.1f} ms a step",
             flush=True,
         )
