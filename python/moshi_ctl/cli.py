@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from moshi_ctl import (
     __version__,
@@ -152,10 +150,10 @@ def _configs(
     if name is not None:
         typer.echo(shipped.path_of(name).read_text(encoding="utf-8"), nl=False)
         return
-    table = Table.grid("name", "summary", padding=(0, 2))
-    for shipped_name in shipped.names():
-        table.add_row(shipped_name, shipped.summary(shipped_name))
-    Console(soft_wrap=True, highlight=False).print(table)
+    names = shipped.names()
+    width = max(map(len, names))
+    for each in names:
+        typer.echo(f"{each:{width}}  {shipped.summary(each)}")
 
 
 @app.command("transcribe")

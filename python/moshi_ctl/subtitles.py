@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Final
 
 from moshi_ctl.protocol import Word
@@ -51,7 +52,7 @@ def cues(words: Iterable[Word]) -> list[Cue]:
     grouped = [_cue(group) for group in _groups([word for word in words if word.text.strip()])]
     return [
         replace(cue, stop_s=_shown_until(cue, following))
-        for cue, following in zip(grouped, [*grouped[1:], None], strict=True)
+        for cue, following in zip_longest(grouped, grouped[1:])
     ]
 
 

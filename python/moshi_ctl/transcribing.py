@@ -210,7 +210,7 @@ class _Screen:
         self._progress = _progress(console)
         self._bar = _Bar(self._progress, source)
         self._line = ""
-        self._live = Live(self._renderable(), console=console, transient=True)
+        self._live = Live(self, console=console, transient=True)
         self.set_done = self._bar.set_done
 
     def __enter__(self) -> _Screen:
@@ -227,7 +227,6 @@ class _Screen:
             self._console.print(Text(self._line))
             self._line = ""
         self._line = f"{self._line} {text}".strip()
-        self._live.update(self._renderable())
 
-    def _renderable(self) -> Group:
+    def __rich__(self) -> Group:
         return Group(Text(self._line), self._progress.get_renderable())

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support import cli
+from support.worker import KEY, Worker, worker
+
+
+@pytest.fixture(scope="session")
+def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model files of the demo configuration."""
+    folder = tmp_path_factory.mktemp("demo")
+    result = cli.run(
+        "random-checkpoint",
+        "--config",
+        "demo",
+        cwd=folder,
+        env={"MOSHI_CTL_DEMO_DIR": str(folder)},
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(demo_dir: Path) -> Iterator[Worker]:
+    """A worker with the demo model that asks for `support.worker.KEY`."""
+    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+    with worker("demo", cwd=demo_dir, env=env) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "MOSHI_API_KEY",
+        "MOSHI_CTL_DEMO_DIR",
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "HF_HUB_OFFLINE",
+    ):
+        monkeypatch.delenv(name, raising=False)

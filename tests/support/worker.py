@@ -1,0 +1,104 @@
+"""A worker process of its own, always ended."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from support import cli
+
+KEY = "test-key"
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 10.0
+
+_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+
+
+@dataclass
+class Worker:
+    """A running worker.
+
+    Attributes:
+        process: The process.
+        port: Where it listens.
+        log: What it wrote so far, line by line.
+    """
+
+    process: subprocess.Popen[str]
+    port: int = 0
+    log: list[str] = field(default_factory=list)
+    _ready: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/api/asr-streaming"
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"{self.http}{path}", timeout=10) as response:  # noqa: S310
+            return str(response.read().decode())
+
+    def modules(self) -> list[dict[str, Any]]:
+        modules: list[dict[str, Any]] = json.loads(self.get("/api/modules_info"))
+        return modules
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(END_TIMEOUT_S)
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line)
+            if (match := _LISTENING.search(line)) is not None:
+                self.port = int(match[1])
+                self._ready.set()
+        self._ready.set()
+
+    def wait_until_it_listens(self) -> None:
+        reader = threading.Thread(target=self._read_log, daemon=True)
+        reader.start()
+        assert self._ready.wait(START_TIMEOUT_S), f"not listening: {self.log}"
+        assert self.port, f"ended instead of listening: {''.join(self.log)}"
+
+
+@contextmanager
+def worker(
+    config: Path | str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Worker]:
+    """Starts a worker on a free loopback port; `env` replaces the default key."""
+    process = subprocess.Popen(
+        [*cli.COMMAND, "worker", "--config", str(config), "-a", "127.0.0.1", "-p", "0", *arguments],
+        cwd=cwd,
+        env=cli.environment({"MOSHI_API_KEY": KEY} if env is None else env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+    )
+    started = Worker(process)
+    try:
+        started.wait_until_it_listens()
+        yield started
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdout is not None:
+            process.stdout.close()

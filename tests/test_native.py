@@ -1,0 +1,67 @@
+"""The hand-written interface of the compiled module against the module itself."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import moshi_ctl
+from moshi_ctl import _native
+from moshi_ctl.errors import ConfigError, UsageError
+
+STUB = ast.parse((Path(moshi_ctl.__file__).parent / "_native.pyi").read_text())
+FUNCTIONS = {node.name: node for node in STUB.body if isinstance(node, ast.FunctionDef)}
+CONSTANTS = {
+    node.target.id
+    for node in STUB.body
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+}
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    public = {name for name in dir(_native) if not name.startswith("_")}
+    assert public == set(FUNCTIONS) | CONSTANTS
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_stub_has_the_module_s_parameters(name: str) -> None:
+    parameters = inspect.signature(getattr(_native, name)).parameters.values()
+    stub = FUNCTIONS[name].args
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    assert positional == [argument.arg for argument in stub.args]
+    assert keywords == [argument.arg for argument in stub.kwonlyargs]
+
+
+def test_build_info_names_the_version() -> None:
+    assert _native.build_info()["version"] == moshi_ctl.__version__
+
+
+def test_errors_carry_their_parts(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("instance = 1\n")
+    with pytest.raises(ConfigError) as caught:
+        _native.read_config(path)
+    error = caught.value
+    assert (error.file, error.line, error.key) == (str(path), 1, "instance")
+    assert error.message in str(error)
+
+
+def test_an_address_that_is_none_is_refused(
+    demo_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(demo_dir))
+    with pytest.raises(UsageError, match="not an IP address"):
+        _native.serve(
+            moshi_ctl.shipped.path_of("demo"),
+            addr="somewhere",
+            port=0,
+            log_level="info",
+            silent=True,
+            cpu=True,
+            files={},
+            api_keys=None,
+        )

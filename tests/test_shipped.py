@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moshi_ctl import config, shipped
+from moshi_ctl.errors import ConfigError, UsageError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_each_is_valid_and_lists_no_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", "/demo")
+    checked = config.read(shipped.path_of(name))
+    assert checked.key_count == 0
+    assert checked.modules == {"asr": "/api/asr-streaming"}
+    assert len(checked.files) == 3
+
+
+def test_the_repository_s_folder_is_the_package_s() -> None:
+    in_root = {path.name: path.read_text() for path in (ROOT / "configs").glob("*.toml")}
+    assert in_root == {
+        f"{name}.toml": shipped.path_of(name).read_text() for name in shipped.names()
+    }
+    assert {"stt-1b-en_fr", "stt-2.6b-en", "demo"} <= set(shipped.names())
+
+
+@pytest.mark.parametrize("name", shipped.names())
+def test_each_has_a_summary_of_one_line(name: str) -> None:
+    assert 20 < len(shipped.summary(name)) < 100
+
+
+def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find("demo") == shipped.path_of("demo")
+    assert shipped.find("demo.toml") == shipped.path_of("demo")
+    Path("demo.toml").touch()
+    assert shipped.find("demo.toml") == Path("demo.toml")
+
+
+def test_what_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        shipped.find(str(tmp_path / "demo"))
+    with pytest.raises(ConfigError, match="is a folder"):
+        shipped.find(str(tmp_path))
+    with pytest.raises(UsageError, match="'nothing'"):
+        shipped.path_of("nothing")
