@@ -25,7 +25,10 @@ pub(crate) struct App {
     pub(crate) patience: Patience,
     /// Whether the server is ending.
     pub(crate) going_away: watch::Sender<bool>,
-    pub(crate) presence: Presence,
+    /// Sessions that are not over.
+    pub(crate) sessions: Presence,
+    /// Threads that still have their model.
+    pub(crate) threads: Presence,
 }
 
 impl App {
@@ -41,11 +44,11 @@ impl App {
     }
 }
 
-/// Counts the sessions that are not over.
+/// Counts those who are still there.
 #[derive(Clone)]
 pub(crate) struct Presence(watch::Sender<usize>);
 
-/// A session that is not over.
+/// Somebody who is still there.
 pub(crate) struct Present(watch::Sender<usize>);
 
 impl Presence {

@@ -9,6 +9,7 @@ use moshi_ctl_core::units::FRAME_SAMPLES;
 use moshi_ctl_core::{LaneFrame, LaneStep, ModelError, StreamingModel};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::app::Present;
 use crate::lanes::{Lanes, Turn};
 use crate::metrics::Metrics;
 
@@ -31,6 +32,9 @@ pub(crate) struct ModelThread {
     pub(crate) metrics: Metrics,
     /// Told when the model fails after it was ready.
     pub(crate) failures: mpsc::UnboundedSender<ModelFailure>,
+    /// Dropped last, when the model is gone.
+    #[expect(dead_code, reason = "counts while it exists")]
+    pub(crate) present: Present,
 }
 
 impl ModelThread {
@@ -50,7 +54,9 @@ impl ModelThread {
         load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
         ready: oneshot::Sender<Result<(), ModelError>>,
     ) {
-        let mut model = match guarded(|| self.prepare(load)) {
+        // Bound before the model, so dropped after it.
+        let this = self;
+        let mut model = match guarded(|| this.prepare(load)) {
             Ok(model) => model,
             // Nobody listening means that the start was given up.
             Err(error) => return drop(ready.send(Err(error))),
@@ -58,11 +64,12 @@ impl ModelThread {
         if ready.send(Ok(())).is_err() {
             return;
         }
-        if let Err(error) = guarded(|| self.serve(model.as_mut())) {
-            tracing::error!(module = self.module, %error, "the model failed");
-            self.lanes.fail(&format!("module {}: {error}", self.module));
+        if let Err(error) = guarded(|| this.serve(model.as_mut())) {
+            let module = this.module.clone();
+            tracing::error!(module, %error, "the model failed");
+            this.lanes.fail(&format!("module {module}: {error}"));
             // Nobody listening means that the server is ending already.
-            let _ = self.failures.send(ModelFailure { module: self.module, error });
+            let _ = this.failures.send(ModelFailure { module, error });
         }
     }
 

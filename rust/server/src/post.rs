@@ -1,5 +1,7 @@
 //! A whole audio file in one POST: decoded on the side, transcribed in a lane like any stream.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -9,10 +11,10 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::audio_file::{self, AudioFileError};
+use crate::close_code;
 use crate::lanes::{JoinError, Lanes, Seat};
 use crate::limits;
 use crate::protocol::OutMsg;
-use std::sync::Arc;
 
 /// Pieces of a file that are decoded before its lane takes them.
 const DECODED_AHEAD: usize = 8;
@@ -28,8 +30,8 @@ pub(crate) enum PostError {
     File(#[from] AudioFileError),
     #[error(transparent)]
     Join(#[from] JoinError),
-    #[error("{0}")]
-    Lane(String),
+    #[error("{why}")]
+    Ended { why: String, code: u16 },
     #[error("decoding failed")]
     Decoder,
 }
@@ -42,7 +44,9 @@ impl IntoResponse for PostError {
             Self::File(AudioFileError::Unknown(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::File(_) => StatusCode::BAD_REQUEST,
             Self::Join(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Lane(_) | Self::Decoder => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Ended { code: close_code::INVALID_DATA, .. } => StatusCode::BAD_REQUEST,
+            Self::Ended { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Decoder => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let retry_after = matches!(self, Self::Join(JoinError::Full))
             .then(|| [(header::RETRY_AFTER, limits::POST_RETRY_AFTER_S.to_string())]);
@@ -92,18 +96,19 @@ pub(crate) async fn transcribe(lanes: &Arc<Lanes>, file: Bytes) -> Result<Vec<Ou
 /// The words up to the marker.
 async fn collect(seat: &Seat) -> Result<Vec<OutMsg>, PostError> {
     let mut words = Vec::new();
+    let mut error = None;
     loop {
         let (messages, close) = seat.output().await;
         for message in messages {
             match message {
                 OutMsg::Word { .. } | OutMsg::EndWord { .. } => words.push(message),
                 OutMsg::Marker { .. } => return Ok(words),
-                OutMsg::Error { message } => return Err(PostError::Lane(message)),
+                OutMsg::Error { message } => error = Some(message),
                 OutMsg::Ready | OutMsg::Step { .. } => {}
             }
         }
         if let Some(close) = close {
-            return Err(JoinError::Unavailable(close.reason).into());
+            return Err(PostError::Ended { why: error.unwrap_or(close.reason), code: close.code });
         }
     }
 }

@@ -136,7 +136,7 @@ async fn stream(
         Err(rejection) => return rejection.into_response(),
     };
     app.metrics.connect.inc();
-    let present = app.presence.enter();
+    let present = app.sessions.enter();
     upgrade
         .max_message_size(MAX_MESSAGE_READ_BYTES)
         .max_frame_size(MAX_MESSAGE_READ_BYTES)

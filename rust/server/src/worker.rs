@@ -9,7 +9,7 @@ use moshi_ctl_core::{ModelError, StreamingModel};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::level_filters::LevelFilter;
 
 use crate::app::{App, Module, Presence, until_going_away};
@@ -202,17 +202,20 @@ impl Worker {
         let metrics =
             Metrics::new().map_err(|error| WorkerError::start(error.to_string(), "report this"))?;
         let (failures, failed) = mpsc::unbounded_channel();
+        let threads = Presence::new();
         let load = Arc::new(load);
         let mut modules: Vec<Arc<Module>> = Vec::new();
         for (name, module) in config.modules {
-            let started = start_module(
-                name,
-                module,
-                config.warmup.enabled,
-                metrics.clone(),
-                failures.clone(),
-                Arc::clone(&load),
-            );
+            let load = Arc::clone(&load);
+            let started =
+                start_module(name.clone(), module, load, metrics.clone(), |lanes| ModelThread {
+                    module: name,
+                    warmup: config.warmup.enabled,
+                    lanes,
+                    metrics: metrics.clone(),
+                    failures: failures.clone(),
+                    present: threads.enter(),
+                });
             match started.await {
                 Ok(module) => modules.push(Arc::new(module)),
                 Err(error) => {
@@ -230,7 +233,8 @@ impl Worker {
             metrics,
             patience: Patience::default(),
             going_away: watch::Sender::new(false),
-            presence: Presence::new(),
+            sessions: Presence::new(),
+            threads,
         });
         let addr = port.addr();
         let listener = port.open().map_err(|error| port_error(addr, &error))?;
@@ -278,34 +282,31 @@ fn port_error(addr: SocketAddr, error: &std::io::Error) -> WorkerError {
     }
 }
 
+/// Loads and warms up one model on the thread that `thread` describes.
 async fn start_module(
     name: String,
     config: ModuleConfig,
-    warmup: bool,
-    metrics: Metrics,
-    failures: mpsc::UnboundedSender<ModelFailure>,
     load: Arc<LoadModel>,
+    metrics: Metrics,
+    thread: impl FnOnce(Arc<Lanes>) -> ModelThread,
 ) -> Result<Module, WorkerError> {
     let asr = config.asr();
     let tokenizer = Path::new(&asr.text_tokenizer_file);
     let text = TextDecoder::load(tokenizer, asr.model.text_out_vocab_size).map_err(|error| {
-        WorkerError::Model { module: name.clone(), message: error.message, hint: Some(error.hint) }
+        WorkerError::model(&name, ModelError::new(error.message).with_hint(error.hint))
     })?;
-    let lanes =
-        Arc::new(Lanes::new(asr.batch_size, config.delay_in_tokens(), text, metrics.clone()));
+    let lanes = Arc::new(Lanes::new(asr.batch_size, config.delay_in_tokens(), text, metrics));
     tracing::info!(module = name, lanes = asr.batch_size, path = asr.path, "loading the model");
-    let thread =
-        ModelThread { module: name.clone(), warmup, lanes: Arc::clone(&lanes), metrics, failures };
+    let thread = thread(Arc::clone(&lanes));
     let ready = {
         let (name, asr) = (name.clone(), asr.clone());
         thread.spawn(move || load(&name, &asr))
     };
-    let ready =
-        ready.map_err(|error| WorkerError::model(&name, ModelError::new(error.to_string())))?;
-    ready
-        .await
-        .unwrap_or_else(|_| Err(ModelError::new("its thread ended")))
-        .map_err(|error| WorkerError::model(&name, error))?;
+    let ready = match ready {
+        Ok(ready) => ready.await.unwrap_or_else(|_| Err(ModelError::new("its thread ended"))),
+        Err(error) => Err(ModelError::new(format!("no thread for it: {error}"))),
+    };
+    ready.map_err(|error| WorkerError::model(&name, error))?;
     Ok(Module { name, config, lanes })
 }
 
@@ -339,15 +340,18 @@ async fn supervise(
             Ok(())
         }
     };
-    let sessions_over = timeout(DRAIN_DEADLINE, app.presence.nobody()).await;
-    if sessions_over.is_err() {
+    let deadline = Instant::now() + DRAIN_DEADLINE;
+    if timeout_at(deadline, app.sessions.nobody()).await.is_err() {
         tracing::warn!("some sessions did not end in time");
     }
     for module in &app.modules {
         module.lanes.finish("the server is shutting down", None, close_code::GOING_AWAY);
     }
-    if timeout(DRAIN_DEADLINE, &mut server).await.is_err() {
+    if timeout_at(deadline, &mut server).await.is_err() {
         server.abort();
+    }
+    if timeout_at(deadline, app.threads.nobody()).await.is_err() {
+        tracing::warn!("a model is still in the middle of a step");
     }
     result
 }

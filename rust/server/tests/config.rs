@@ -1,4 +1,5 @@
 //! What a configuration may say, and what people are told when it says something else.
+#![allow(clippy::unwrap_used, reason = "a test's helper may panic as a test does")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

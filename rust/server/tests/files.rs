@@ -157,3 +157,21 @@ async fn a_damaged_opus_page_is_explained() {
     let mut client = Client::ready(server.local_addr()).await;
     client.audio(&frame(PAD)).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_samples_are_no_numbers_is_refused() {
+    let server = Setup::new(1).start().await;
+    let mut body = wav::mono(24_000, &[]);
+    // The same header for 32-bit floats, and one of them NaN.
+    let data = [[0.0f32; 1920], [f32::NAN; 1920]].concat();
+    body[4..8].copy_from_slice(&(36 + data.len() as u32 * 4).to_le_bytes());
+    body[20..22].copy_from_slice(&3u16.to_le_bytes());
+    body[28..32].copy_from_slice(&96_000u32.to_le_bytes());
+    body[32..36].copy_from_slice(&[4, 0, 32, 0]);
+    body[40..44].copy_from_slice(&(data.len() as u32 * 4).to_le_bytes());
+    body.extend(data.iter().flat_map(|sample| sample.to_le_bytes()));
+    let answer = http::post(server.local_addr(), PATH, KEY, &body).await;
+    assert_eq!(answer.status, 400, "{}", answer.text());
+    assert!(answer.text().contains("not finite"), "{}", answer.text());
+    support::wait_until_free(server.local_addr()).await;
+}

@@ -1,4 +1,5 @@
 //! Starts, ends and failures of a server, and what it says about itself.
+#![allow(clippy::unwrap_used, reason = "a test's helper may panic as a test does")]
 
 mod support;
 
