@@ -7,15 +7,24 @@ use moshi_ctl_core::{
     PositionalEmbedding, TransformerShape,
 };
 
-/// A shape by the name it has in this module.
-pub fn by_name(name: &str) -> Option<LmShape> {
-    match name {
-        "stt-1b" => Some(stt_1b()),
-        "many-codebooks" => Some(many_codebooks()),
-        "conditioned" => Some(conditioned()),
-        "short-context" => Some(short_context()),
-        _ => None,
-    }
+use crate::Result;
+
+/// A shape by its name in this module (with dashes), or from a JSON file with a configuration's
+/// `model` section.
+///
+/// # Errors
+/// When `name` is neither.
+pub fn named(name: &str) -> Result<LmShape> {
+    Ok(match name {
+        "stt-1b" => stt_1b(),
+        "many-codebooks" => many_codebooks(),
+        "conditioned" => conditioned(),
+        "short-context" => short_context(),
+        file => {
+            let section = std::fs::read(file).map_err(|error| format!("shape {file}: {error}"))?;
+            serde_json::from_slice(&section)?
+        }
+    })
 }
 
 /// Kyutai's STT 1B, English and French.

@@ -1,5 +1,7 @@
 //! What is wrong with a file is said with its name, the tensor, what was expected and what found.
 
+#![allow(clippy::unwrap_used, reason = "clippy only knows functions marked #[test] as tests")]
+
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 

@@ -2,6 +2,8 @@
 //! of speech. Weights are chosen (`moshi-ctl-seeds`) such that every decision is clear, and that
 //! is asserted too: a pass then means that the two compute the same thing, not that they got lucky.
 
+#![allow(clippy::unwrap_used, reason = "clippy only knows functions marked #[test] as tests")]
+
 use std::cell::RefCell;
 
 use moshi::StreamMask;
@@ -32,10 +34,9 @@ const LOGIT_TOLERANCE: f32 = 5e-4;
 /// The least lead of a text token: more than twice what two logits may be wrong by.
 const LEAST_TEXT_GAP: f32 = 2e-3;
 
-/// The least relative lead of an audio token. Rounding moves a latent by about 1e-6 of its length,
-/// in a direction that has nothing to do with the entries; of 2,048 short entries in 256
-/// dimensions the difference of two distances then moves by about 2e-8 of the scale.
-const LEAST_CODE_MARGIN: f32 = 1e-6;
+/// The least relative lead of an audio token. Of 83 random codecs two chose another token
+/// than the oracle somewhere, where the lead was 2e-7 and 1e-8: ties, for f32. This is far above.
+const LEAST_CODE_MARGIN: f32 = 1.5e-6;
 
 /// Relative size of a disturbance of the audio that no audio token may depend on: about twenty
 /// times f32's rounding.

@@ -1,5 +1,7 @@
 //! A lane's results depend on its own audio since its last reset and on nothing else, bit for bit.
 
+#![allow(clippy::unwrap_used, reason = "clippy only knows functions marked #[test] as tests")]
+
 use moshi_ctl_core::units::FRAME_SAMPLES;
 use moshi_ctl_core::{LaneFault, LaneFrame, LmShape, Precision, StreamingModel};
 use moshi_ctl_engine::{AsrModel, AsrSpec};

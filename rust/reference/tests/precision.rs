@@ -1,6 +1,8 @@
 //! Sixteen-bit precisions are approximations of f32 on the same file, and no worse than their
 //! formats make them.
 
+#![allow(clippy::unwrap_used, reason = "clippy only knows functions marked #[test] as tests")]
+
 use moshi_ctl_core::Precision;
 use moshi_ctl_engine::{AsrModel, AsrSpec, Kernels};
 use moshi_ctl_reference::audio::{asset, read_frames};

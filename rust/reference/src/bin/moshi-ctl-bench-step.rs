@@ -5,13 +5,13 @@
 //!     moshi-ctl-bench-step ours|reference --shape SHAPE --folder FOLDER --lanes N --active N
 //!         --warmup N --steps N
 //!
-//! SHAPE is a name in `shapes`, or a JSON file with a configuration's `model` section.
+//! SHAPE: see [`shapes::named`].
 
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use moshi_ctl_core::{LmShape, Precision};
+use moshi_ctl_core::Precision;
 use moshi_ctl_reference::audio::{asset, read_frames};
 use moshi_ctl_reference::bench::{Ours, Reference, Subject, time_steps};
 use moshi_ctl_reference::checkpoints::Checkpoints;
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
             text(name)?.parse().map_err(|e| format!("{name}: {e}"))?,
         )
     };
-    let shape = shape(text("--shape")?)?;
+    let shape = shapes::named(text("--shape")?)?;
     let folder = Path::new(text("--folder")?);
     if mode == "write" {
         std::fs::create_dir_all(folder)?;
@@ -69,13 +69,6 @@ fn main() -> Result<()> {
     });
     println!("{line}");
     Ok(())
-}
-
-fn shape(name: &str) -> Result<LmShape> {
-    match shapes::by_name(name) {
-        Some(shape) => Ok(shape),
-        None => Ok(serde_json::from_slice(&std::fs::read(name)?)?),
-    }
 }
 
 /// What the kernel says about this process, in bytes: the highest resident size so far, the

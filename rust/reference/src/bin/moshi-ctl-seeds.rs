@@ -17,7 +17,7 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let usage = "usage: moshi-ctl-seeds SHAPE FIRST_SEED LAST_SEED [FRAMES]";
     let [name, first, last, ..] = arguments.as_slice() else { return Err(usage.into()) };
-    let shape = shapes::by_name(name).ok_or(usage)?;
+    let shape = shapes::named(name)?;
     let count = arguments.get(3).map_or(Ok(usize::MAX), |frames| frames.parse())?;
     let frames = read_frames(&asset("speech-long.wav"))?;
     let frames = &frames[..count.min(frames.len())];
@@ -54,6 +54,7 @@ fn report(files: &Checkpoints, frames: &[Vec<f32>]) -> Result<()> {
         let (low, high) = (values().fold(1.0, f32::min), values().fold(0.0, f32::max));
         println!("    VAD head {head}: {low:.3} to {high:.3}");
     }
+    println!("    {:?}", heard.iter().map(|frame| frame.text_token).collect::<Vec<_>>());
     println!("    {:?}", Comparison::new(&heard, &ours));
     Ok(())
 }
