@@ -14,8 +14,10 @@ pub(crate) const MAX_MESSAGE_READ_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 /// Largest body of a POST, in bytes: over an hour of compressed audio.
 pub(crate) const MAX_POST_BYTES: usize = 100 << 20;
 
-/// Samples a lane holds unprocessed before its session stops reading: 10 s.
-pub(crate) const LANE_INPUT_SAMPLES: usize = 10 * SAMPLE_RATE_HZ as usize;
+/// Samples a lane holds unprocessed before its session stops reading: one minute. Clients in the
+/// field end a recording with up to 40 s of silence at once and expect their pings to be read
+/// meanwhile.
+pub(crate) const LANE_INPUT_SAMPLES: usize = 60 * SAMPLE_RATE_HZ as usize;
 
 /// Messages a lane holds unsent before it is not stepped any more: more than a minute's worth.
 pub(crate) const LANE_OUTPUT_MESSAGES: usize = 1024;

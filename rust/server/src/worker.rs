@@ -291,6 +291,9 @@ async fn start_module(
     thread: impl FnOnce(Arc<Lanes>) -> ModelThread,
 ) -> Result<Module, WorkerError> {
     let asr = config.asr();
+    if asr.log_frequency_s.is_some() {
+        tracing::warn!(module = name, "log_frequency_s has no effect: tokens are not logged");
+    }
     let tokenizer = Path::new(&asr.text_tokenizer_file);
     let text = TextDecoder::load(tokenizer, asr.model.text_out_vocab_size).map_err(|error| {
         WorkerError::model(&name, ModelError::new(error.message).with_hint(error.hint))

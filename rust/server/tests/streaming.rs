@@ -5,7 +5,9 @@ mod support;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use moshi_ctl_core::units::{FRAME_SAMPLES, TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING};
+use moshi_ctl_core::units::{
+    FRAME_SAMPLES, SAMPLE_RATE_HZ, TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING,
+};
 use support::client::words;
 use support::model::{frame, frames};
 use support::{Client, DELAY, Msg, Setup};
@@ -211,7 +213,8 @@ async fn a_blasting_client_is_slowed_down_and_its_neighbour_is_not() {
     }
     assert!(heard > 10, "the neighbour got {heard} steps");
     let most_buffered = blast.await.unwrap();
-    assert!(most_buffered <= 10 * 24_000, "{most_buffered} samples buffered");
+    // A lane holds a minute.
+    assert!(most_buffered <= 60 * SAMPLE_RATE_HZ as usize, "{most_buffered} samples buffered");
     let steps = setup.model.steps.load(Ordering::SeqCst);
     assert!(steps >= 7500, "{steps}");
 }
