@@ -1,4 +1,4 @@
-"""Downloads from a fake hub, each in a process of its own: the library reads the environment once."""
+"""Downloads from a fake hub, each in a new process: the library reads the environment once."""
 
 from __future__ import annotations
 
@@ -89,21 +89,19 @@ def test_a_file_is_downloaded_once(fake: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_connection_that_breaks_off_is_resumed(fake: FakeHub, tmp_path: Path) -> None:
-    content = bytes(range(256)) * 4096
-    fake.files[FILE] = FakeFile(content, break_after=300_000)
+    # The library keeps what it got in pieces of 10 MiB; the break has to come after one.
+    content = bytes(range(256)) * 80_000
+    fake.files[FILE] = FakeFile(content, break_after=15_000_000)
     result = fetch(fake, tmp_path)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).read_bytes() == content
     ranges = [wanted for method, _, wanted, _ in fake.requests if method == "GET"]
-    assert ranges[0] is None
-    assert ranges[1] is not None
-    assert ranges[1].startswith("bytes=")
-    assert ranges[1] != "bytes=0-"
+    assert ranges == [None, f"bytes={10 * 1024 * 1024}-"]
 
 
 def test_the_token_is_sent_and_never_shown(fake: FakeHub, tmp_path: Path) -> None:
     fake.files[FILE] = FakeFile(status=403, error_code="GatedRepo")
-    result = fetch(fake, tmp_path, HF_TOKEN="hf_canary")
+    result = fetch(fake, tmp_path, HF_TOKEN="hf_canary")  # noqa: S106 - made up
     assert {authorization for *_, authorization in fake.requests} == {"Bearer hf_canary"}
     assert "hf_canary" not in result.stdout + result.stderr
     assert_explained(result, "access to the repository has to be granted", "licence", "HF_TOKEN")
@@ -172,8 +170,6 @@ def test_a_worker_serves_downloaded_files(fake: FakeHub, demo_dir: Path, tmp_pat
         (module,) = started.modules()
         assert "hf" in module["lm"]
         assert {file for _, file, *_ in fake.requests} == {f"org/repo/{name}" for name in names}
-        # The library's progress bars.
-        assert "model.safetensors" in "".join(started.log)
 
 
 def test_a_worker_that_cannot_download_says_which_file(fake: FakeHub, tmp_path: Path) -> None:

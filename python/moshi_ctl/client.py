@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
@@ -20,6 +20,7 @@ from websockets.exceptions import (
     InvalidStatus,
     InvalidURI,
 )
+from websockets.frames import CloseCode
 
 from moshi_ctl import audio, protocol
 from moshi_ctl.errors import ClientError, NoFreeChannelsError
@@ -169,9 +170,9 @@ class AsrClient:
         while True:
             try:
                 data = await connection.recv()
-            except ConnectionClosedOK:
-                return
             except ConnectionClosed as error:
+                if _ended_well(error):
+                    return
                 raise _broken_off(self.url, error) from error
             try:
                 event = protocol.decode(data)
@@ -367,12 +368,19 @@ def _silence(samples: int) -> Samples:
 def _complete_url(url: str) -> str:
     parts = urlsplit(url)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("ws", "wss") or not parts.hostname:
+    if scheme not in ("ws", "wss") or not parts.hostname or not _has_usable_port(parts):
         raise ClientError(
             f"{url!r} is not the address of a server", hint=f"write one like {DEFAULT_URL}"
         )
     path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
     return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
+def _has_usable_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _refused(url: str, error: Exception, *, has_key: bool) -> ClientError:
@@ -425,6 +433,13 @@ def _reported(url: str, failure: Failure) -> ClientError:
     return ClientError(f"{url}: the server reports: {failure.message}", hint="see the server's log")
 
 
+def _ended_well(error: ConnectionClosed) -> bool:
+    # The library also takes "going away" for a good end; what was being said is lost all the same.
+    return isinstance(error, ConnectionClosedOK) and (
+        error.rcvd is None or error.rcvd.code == CloseCode.NORMAL_CLOSURE
+    )
+
+
 def _broken_off(url: str, error: ConnectionClosed) -> ClientError:
     """How a session ended that did not end well."""
     if error.rcvd is None:
@@ -433,12 +448,12 @@ def _broken_off(url: str, error: ConnectionClosed) -> ClientError:
         )
     code, reason = error.rcvd.code, error.rcvd.reason
     said = f" ({reason})" if reason else ""
-    hints = {
-        1001: "the server shuts down; connect again later",
-        1008: "the server objects to what was sent; see its log",
-        1009: "send smaller messages",
-        1011: "the server failed; see its log",
-        1013: "the server is overloaded; try again later",
+    hints: dict[int, str] = {
+        CloseCode.GOING_AWAY: "the server shuts down; connect again later",
+        CloseCode.POLICY_VIOLATION: "the server objects to what was sent; see its log",
+        CloseCode.MESSAGE_TOO_BIG: "send smaller messages",
+        CloseCode.INTERNAL_ERROR: "the server failed; see its log",
+        CloseCode.TRY_AGAIN_LATER: "the server is overloaded; try again later",
     }
     return ClientError(
         f"{url}: the server closed the session with code {code}{said}",

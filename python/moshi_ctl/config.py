@@ -40,13 +40,13 @@ class Config:
     files: tuple[ModelFile, ...]
 
 
-def read(path: Path) -> Config:
-    """Reads and checks a configuration; none of its files needs to exist yet.
+def read(path: Path, *, require_files: bool = False) -> Config:
+    """Reads and checks a configuration; its local files need not exist unless required.
 
     Raises:
         ConfigError: Says what is wrong, where, and what to do about it.
     """
-    summary = _native.read_config(path)
+    summary = _native.read_config(path, require_files=require_files)
     return Config(
         path=path,
         key_count=summary["authorized_ids"],

@@ -38,7 +38,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
         WorkerError: When the server cannot start or fails.
     """
     addr = _ip_address(options.addr)
-    configuration = config.read(config_path)
+    configuration = config.read(config_path, require_files=True)
     api_keys = keys.keys_from_environment()
     if api_keys is None and configuration.key_count == 0:
         keys.refuse_open_server(addr)

@@ -57,9 +57,12 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self._answer(with_body=True)
 
         def _answer(self, *, with_body: bool) -> None:
-            organisation, repository, *rest = self.path.strip("/").split("/")
-            name = "/".join(rest[2:]) if rest[:2] == ["resolve", "main"] else self.path
-            key = f"{organisation}/{repository}/{name}"
+            repository, resolved, name = self.path.strip("/").partition("/resolve/main/")
+            if not resolved:
+                # The library asks for more than files; it does without.
+                self._refuse(404, None)
+                return
+            key = f"{repository}/{name}"
             wanted_range = self.headers.get("Range")
             hub.requests.append((self.command, key, wanted_range, self.headers["Authorization"]))
             file = hub.files.get(key)
@@ -80,9 +83,8 @@ def _handler(hub: FakeHub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def _send(self, file: FakeFile, wanted_range: str | None, *, with_body: bool) -> None:
-            start = (
-                int(wanted_range.removeprefix("bytes=").partition("-")[0]) if wanted_range else 0
-            )
+            first_byte = (wanted_range or "bytes=0-").removeprefix("bytes=").partition("-")[0]
+            start = int(first_byte)
             body = file.content[start:]
             self.send_response(206 if wanted_range else 200)
             self.send_header("Content-Length", str(len(body)))

@@ -67,16 +67,20 @@ class Worker:
                 self._ready.set()
         self._ready.set()
 
-    def wait_until_it_listens(self) -> None:
+    def wait_until_it_listens(self, timeout_s: float) -> None:
         reader = threading.Thread(target=self._read_log, daemon=True)
         reader.start()
-        assert self._ready.wait(START_TIMEOUT_S), f"not listening: {self.log}"
+        assert self._ready.wait(timeout_s), f"not listening: {self.log}"
         assert self.port, f"ended instead of listening: {''.join(self.log)}"
 
 
 @contextmanager
 def worker(
-    config: Path | str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+    config: Path | str,
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Worker]:
     """Starts a worker on a free loopback port; `env` replaces the default key."""
     process = subprocess.Popen(
@@ -90,7 +94,7 @@ def worker(
     )
     started = Worker(process)
     try:
-        started.wait_until_it_listens()
+        started.wait_until_it_listens(start_timeout_s)
         yield started
     finally:
         if process.poll() is None:

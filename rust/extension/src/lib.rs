@@ -21,10 +21,15 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     to_python(py, &moshi_ctl_server::worker::build_info())
 }
 
-/// Reads and checks a configuration. The result never holds a key, only how many there are.
+/// Reads and checks a configuration; with `require_files`, its local files must exist. The result
+/// never holds a key, only how many there are.
 #[pyfunction]
-fn read_config(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
+#[pyo3(signature = (path, *, require_files))]
+fn read_config(py: Python<'_>, path: PathBuf, require_files: bool) -> PyResult<Bound<'_, PyAny>> {
     let config = load_config(py, &path)?;
+    if require_files {
+        config.check_files().map_err(|error| config_error(py, &error))?;
+    }
     let mut summary = config.summary_json();
     summary["files"] = config
         .files()
