@@ -30,10 +30,10 @@ endif
 export PATH := $(VENV)/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_QUIET := 1
 unexport PYTHONHOME PYTHONPATH
 
-CARGO := cargo
-CARGO_DIR := --manifest-path rust/Cargo.toml
+MANIFEST := --manifest-path rust/Cargo.toml
 RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' \) -print)
 
 .PHONY: help setup demo test lint format bench wheel clean
@@ -50,7 +50,8 @@ $(VENV)/tools: pyproject.toml
 		echo "hint: install a Rust toolchain" >&2; exit 1; }
 	@echo "environment: $(VENV)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@pip install --quiet 'maturin>=1.9,<2' 'cmake>=3.20'
+	@echo "installing build tools ..."
+	@pip install 'maturin>=1.9,<2' 'cmake>=3.20'
 	@touch $@
 
 $(VENV)/extension: $(VENV)/tools $(RUST_SOURCES)
@@ -64,15 +65,15 @@ test: setup ## Run all tests, Rust's and Python's
 	@python scripts/run_tests.py
 
 lint: setup ## Check format, lints and types of everything
-	$(CARGO) fmt $(CARGO_DIR) --all --check
-	$(CARGO) clippy --locked $(CARGO_DIR) --workspace --all-targets --release -- -D warnings
+	cargo fmt $(MANIFEST) --all --check
+	cargo clippy --locked $(MANIFEST) --workspace --all-targets --release -- -D warnings
 	ruff check
 	ruff format --check
 	mypy
 	python -m mypy.stubtest moshi_ctl._native --mypy-config-file pyproject.toml
 
 format: setup ## Format everything
-	$(CARGO) fmt $(CARGO_DIR) --all
+	cargo fmt $(MANIFEST) --all
 	ruff check --fix-only
 	ruff format
 

@@ -4,6 +4,15 @@
 from os import PathLike
 from typing import Any
 
+__all__ = [
+    "FRAME_SAMPLES",
+    "SAMPLE_RATE_HZ",
+    "build_info",
+    "read_config",
+    "serve",
+    "write_random_checkpoint",
+]
+
 SAMPLE_RATE_HZ: int
 FRAME_SAMPLES: int
 

@@ -26,7 +26,9 @@ pub(crate) fn worker_error(py: Python<'_>, error: &WorkerError) -> PyErr {
 }
 
 pub(crate) fn model_file_error(py: Python<'_>, error: &EngineError) -> PyErr {
-    build(py, "ModelFileError", &error.to_string(), |details| details.set_item("hint", error.hint()))
+    build(py, "ModelFileError", &error.to_string(), |details| {
+        details.set_item("hint", error.hint())
+    })
 }
 
 /// An argument that the Python half should never have passed on.

@@ -34,7 +34,9 @@ fn read_config(py: Python<'_>, path: PathBuf, require_files: bool) -> PyResult<B
     summary["files"] = config
         .files()
         .into_iter()
-        .map(|file| serde_json::json!({"module": file.module, "key": file.key, "value": file.value}))
+        .map(
+            |file| serde_json::json!({"module": file.module, "key": file.key, "value": file.value}),
+        )
         .collect();
     to_python(py, &summary)
 }

@@ -36,7 +36,11 @@ pub(crate) fn write_random_checkpoint(
     };
     let Some(precision) = Precision::ALL.into_iter().find(|p| p.name() == precision) else {
         let names = Precision::ALL.map(Precision::name).join(", ");
-        return Err(usage_error(py, &format!("`{precision}` is no precision"), &format!("use one of {names}")));
+        return Err(usage_error(
+            py,
+            &format!("`{precision}` is no precision"),
+            &format!("use one of {names}"),
+        ));
     };
     let shape = &module_config.asr().model;
     py.detach(|| {

@@ -47,10 +47,11 @@ fn load(module: &AsrModule, cpu: bool) -> Result<Box<dyn StreamingModel>, ModelE
 
 fn spec(module: &AsrModule, cpu: bool) -> AsrSpec {
     // Published configurations set conditioning_learnt_padding without having conditioners.
-    let conditioning = module.model.conditioners.as_ref().map(|_| match module.conditioning_delay {
-        Some(delay_s) => Conditioning::DelaySeconds(delay_s),
-        None => Conditioning::LearntPadding,
-    });
+    let conditioning =
+        module.model.conditioners.as_ref().map(|_| match module.conditioning_delay {
+            Some(delay_s) => Conditioning::DelaySeconds(delay_s),
+            None => Conditioning::LearntPadding,
+        });
     AsrSpec {
         lm_model_file: PathBuf::from(&module.lm_model_file),
         audio_tokenizer_file: PathBuf::from(&module.audio_tokenizer_file),
