@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -291,6 +292,17 @@ def test_a_session_can_outlast_its_model_s_context(server: Worker) -> None:
     samples = np.resize(speech.speech(), round(150 / FRAME_RATE_HZ * SAMPLE_RATE_HZ))
     session = asyncio.run(talk(server.url, samples, 24_000))
     assert len(session.steps) >= 150
+
+
+def test_leaving_does_not_wait_for_unread_messages(server: Worker) -> None:
+    async def leave() -> float:
+        async with AsrClient(server.url, key=KEY) as asr:
+            await asr.send_audio(speech.speech())
+            await asyncio.sleep(0.5)
+            left = time.monotonic()
+        return time.monotonic() - left
+
+    assert asyncio.run(leave()) < 2.0
 
 
 def test_what_dashboards_ask_for(server: Worker) -> None:

@@ -103,6 +103,8 @@ class AsrClient:
                 open_timeout=_OPEN_TIMEOUT_S,
                 ping_interval=_PING_INTERVAL_S,
                 ping_timeout=_PING_TIMEOUT_S,
+                # With a limit, close() would hang while unread messages keep the queue full.
+                max_queue=None,
                 proxy=None if is_loopback(host) else True,
             )
         except (OSError, InvalidHandshake, InvalidURI, ValueError) as error:
