@@ -12,6 +12,7 @@ use moshi_ctl_core::{
 use crate::EngineError;
 use crate::checkpoint::Checkpoint;
 use crate::codec::{Codec, Codes};
+use crate::conditioner::Conditioning;
 use crate::device::{choose_device, place};
 use crate::lm::{LanguageModel, LmInput, LmOutput};
 use crate::sampling::Sampler;
@@ -38,15 +39,6 @@ pub struct AsrSpec {
     pub cpu: bool,
     /// Who computes on the CPU.
     pub kernels: Kernels,
-}
-
-/// The value of a model's `delay` conditioner.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Conditioning {
-    /// Transcribe this far behind the audio.
-    DelaySeconds(f32),
-    /// Leave it to the model: its learnt padding vector.
-    LearntPadding,
 }
 
 /// How one step of one lane came about, for comparison with another implementation.

@@ -4,9 +4,17 @@ use candle_core::Tensor;
 use moshi_ctl_core::{Conditioner, ContinuousAttribute, LmShape};
 
 use crate::EngineError;
-use crate::asr::Conditioning;
 use crate::linear::Linear;
 use crate::weights::Weights;
+
+/// The value of a model's `delay` conditioner.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Conditioning {
+    /// Transcribe this far behind the audio.
+    DelaySeconds(f32),
+    /// Leave it to the model: its learnt padding vector.
+    LearntPadding,
+}
 
 /// The conditioner that tells a speech-to-text model how far behind the audio it may be.
 const DELAY: &str = "delay";

@@ -16,6 +16,7 @@ mod sampling;
 mod transformer;
 mod weights;
 
-pub use asr::{AsrModel, AsrSpec, Conditioning, StepTiming, StepTrace};
+pub use asr::{AsrModel, AsrSpec, StepTiming, StepTrace};
+pub use conditioner::Conditioning;
 pub use error::EngineError;
 pub use weights::Kernels;

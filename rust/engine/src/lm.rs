@@ -4,8 +4,7 @@ use candle_core::Tensor;
 use moshi_ctl_core::LmShape;
 
 use crate::EngineError;
-use crate::asr::Conditioning;
-use crate::conditioner::condition;
+use crate::conditioner::{Conditioning, condition};
 use crate::linear::{Embedding, Linear};
 use crate::norm::Norm;
 use crate::transformer::Transformer;
