@@ -18,7 +18,6 @@ from typing import IO, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = ROOT / "assets" / "speech.wav"
 COMMAND = [sys.executable, "-m", "moshi_ctl"]
-MODEL_FILES = ("model.safetensors", "codec.safetensors", "tokenizer.model")
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 15.0
 
@@ -26,7 +25,7 @@ _LISTENING = re.compile(r"listening on (http://\S+)")
 
 
 def main() -> None:
-    """Makes the model if needed, serves it, transcribes with it, and always ends the server."""
+    """Makes a model, serves it, transcribes with it, and always ends the server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-dir", type=Path, required=True, help="where the model is kept")
     folder: Path = parser.parse_args().model_dir
@@ -45,7 +44,7 @@ def main() -> None:
         _say(f"the demo failed: a command ended with exit code {error.returncode}, see above")
         sys.exit(1)
     except KeyboardInterrupt:
-        _say("interrupted; the server has ended")
+        _say("interrupted; nothing is left running")
         sys.exit(130)
     _say("")
     _say(
@@ -56,11 +55,9 @@ def main() -> None:
 
 
 def _write_model(folder: Path, environment: dict[str, str]) -> None:
-    if all((folder / name).is_file() for name in MODEL_FILES):
-        _say(f"the model with random weights is in {folder} already")
-        return
     _say(f"writing a small model with random weights to {folder} ...")
     subprocess.run(
+        # Anew every time: it takes no time, and an older one may be of another shape.
         [*COMMAND, "random-checkpoint", "--config", "demo", "--force"],
         env=environment,
         cwd=folder,
