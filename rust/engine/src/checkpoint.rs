@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use moshi_ctl_core::Precision;
 use safetensors::tensor::Metadata;
 use safetensors::{Dtype, SafeTensorError, SafeTensors};
@@ -90,6 +92,7 @@ impl Checkpoint {
     }
 
     /// Gives the file's pages back to the system, so that loading does not hold a tensor twice.
+    #[cfg(unix)]
     fn release(&self, bytes: &[u8]) {
         let start = bytes.as_ptr() as usize - self.map.as_ptr() as usize;
         // SAFETY: the mapping is a file's and read-only, so dropped pages are read again when
@@ -101,6 +104,12 @@ impl Checkpoint {
             tracing::debug!(%error, "the system keeps the pages of a loaded tensor");
         }
     }
+}
+
+#[cfg(not(unix))]
+impl Checkpoint {
+    /// Other systems take a file's pages back by themselves when memory is short.
+    fn release(&self, _bytes: &[u8]) {}
 }
 
 /// A tensor in its file. Its pages are given back when it is dropped.
