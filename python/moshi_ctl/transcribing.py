@@ -224,8 +224,9 @@ class _Screen:
     def add_word(self, word: Word) -> None:
         text = word.text.strip()
         if self._line and len(self._line) + 1 + len(text) > shutil.get_terminal_size().columns:
-            self._console.print(Text(self._line))
-            self._line = ""
+            # Emptied first: printing redraws what is below.
+            line, self._line = self._line, ""
+            self._console.print(Text(line))
         self._line = f"{self._line} {text}".strip()
 
     def __rich__(self) -> Group:
