@@ -158,6 +158,8 @@ const WRONG: &[Wrong] = &[
     Wrong { line: "batch_size = 64", new: "batch_size = \"64\"", key: "modules.asr.batch_size", at: 13, says: "string \"64\", expected a whole number", hints: "" },
     Wrong { line: "batch_size = 64", new: "batch_size = -1", key: "modules.asr.batch_size", at: 13, says: "`-1`", hints: "" },
     Wrong { line: "batch_size = 64", new: "batch_size = 0", key: "modules.asr.batch_size", at: 13, says: "is 0", hints: "streams" },
+    Wrong { line: "batch_size = 64", new: "batch_size = 1000000", key: "modules.asr.batch_size", at: 13, says: "is 1000000", hints: "streams" },
+    Wrong { line: "context = 750", new: "context = 75000000", key: "modules.asr.model.transformer.context", at: 32, says: "is 75000000", hints: "" },
     Wrong { line: "temperature = 0.0", new: "temperature = -0.5", key: "modules.asr.temperature", at: 15, says: "is -0.5", hints: "likeliest" },
     Wrong { line: "temperature = 0.0", new: "temperature = nan", key: "modules.asr.temperature", at: 15, says: "is NaN", hints: "likeliest" },
     Wrong { line: "temperature = 0.0", new: "temperature = 0.0\ndtype_override = \"q8\"", key: "modules.asr.dtype_override", at: 16, says: "`q8`", hints: "f16" },

@@ -128,6 +128,16 @@ impl CodecShape {
                 return shape_error(key, "is 0, but must be positive");
             }
         }
+        if self.context < self.latents_per_frame() {
+            return shape_error(
+                "codec.context",
+                format!(
+                    "is {}, but must hold the {} latents of one frame",
+                    self.context,
+                    self.latents_per_frame()
+                ),
+            );
+        }
         if !self.n_filters.is_multiple_of(self.compress) {
             return shape_error(
                 "codec.compress",

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ShapeError, shape_error};
 
+/// Frames of the longest ring: over a day of audio, and more than any machine has memory for.
+const LONGEST_CONTEXT: usize = 1 << 20;
+
 /// A decoder-only transformer, pre-norm, with a ring of `context` keys and values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -116,6 +119,12 @@ impl TransformerShape {
             if value == 0 {
                 return shape_error(key, "is 0, but must be positive");
             }
+        }
+        if self.context > LONGEST_CONTEXT {
+            return shape_error(
+                "transformer.context",
+                format!("is {}, but can be at most {LONGEST_CONTEXT}", self.context),
+            );
         }
         if !self.d_model.is_multiple_of(self.num_heads) || !self.head_dim().is_multiple_of(2) {
             return shape_error(

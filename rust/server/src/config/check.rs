@@ -7,6 +7,7 @@ use moshi_ctl_core::Conditioner;
 use super::error::Finding;
 use super::files::{HUB_PREFIX, files_mut};
 use super::{AsrModule, Config};
+use crate::limits::MAX_LANES;
 use crate::routes::BUILT_IN_PATHS;
 
 /// The conditioner that `conditioning_delay` and `conditioning_learnt_padding` are about.
@@ -60,6 +61,11 @@ fn check_module(name: &str, module: &mut AsrModule) -> Result<(), Finding> {
     if module.batch_size == 0 {
         return Err(finding("batch_size", "is 0, but a model needs at least one lane".into())
             .with_hint("set it to how many streams are to be served at the same time"));
+    }
+    if module.batch_size > MAX_LANES {
+        let message = format!("is {}, but can be at most {MAX_LANES}", module.batch_size);
+        return Err(finding("batch_size", message)
+            .with_hint("set it to how many streams the machine can serve at the same time"));
     }
     if !(module.temperature >= 0.0 && module.temperature.is_finite()) {
         let message = format!("is {}, but must be 0 or above", module.temperature);
