@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Norm, PositionalEmbedding, ShapeError, TransformerShape, shape_error};
+use super::{Norm, PositionalEmbedding, ShapeError, TransformerShape, check_positive, shape_error};
 use crate::units::FRAME_SAMPLES;
 
 /// A streaming neural codec with Mimi's architecture (arXiv:2410.00037, section 3.3): a causal
@@ -113,7 +113,7 @@ impl CodecShape {
                 format!("{:?}: their product must divide a frame of {FRAME_SAMPLES}", self.ratios),
             );
         }
-        for (key, value) in [
+        check_positive(&[
             ("codec.n_filters", self.n_filters),
             ("codec.ratios", self.encoder_stride()),
             ("codec.kernel_size", self.kernel_size),
@@ -123,11 +123,7 @@ impl CodecShape {
             ("codec.compress", self.compress),
             ("codec.quantizer_bins", self.quantizer_bins),
             ("codec.quantizer_dim", self.quantizer_dim),
-        ] {
-            if value == 0 {
-                return shape_error(key, "is 0, but must be positive");
-            }
-        }
+        ])?;
         if self.context < self.latents_per_frame() {
             return shape_error(
                 "codec.context",

@@ -25,6 +25,13 @@ fn shape_error<T>(key: &'static str, message: impl Into<String>) -> Result<T, Sh
     Err(ShapeError { key, message: message.into() })
 }
 
+fn check_positive(values: &[(&'static str, usize)]) -> Result<(), ShapeError> {
+    match values.iter().find(|(_, value)| *value == 0) {
+        Some((key, _)) => shape_error(key, "is 0, but must be positive"),
+        None => Ok(()),
+    }
+}
+
 /// A temporal transformer over a text stream and `audio_codebooks` audio streams
 /// (Moshi, arXiv:2410.00037; Delayed Streams Modeling, arXiv:2509.08753).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -121,9 +128,7 @@ impl LmShape {
                 return shape_error(key, format!("is {value}, but must be at least 2"));
             }
         }
-        if self.audio_codebooks == 0 {
-            return shape_error("audio_codebooks", "is 0, but a model needs at least one");
-        }
+        check_positive(&[("audio_codebooks", self.audio_codebooks)])?;
         self.codec.check()?;
         if self.codec.quantizer_bins >= self.audio_vocab_size {
             return shape_error(

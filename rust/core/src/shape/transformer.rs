@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ShapeError, shape_error};
+use super::{ShapeError, check_positive, shape_error};
 
 /// Frames of the longest ring: over a day of audio, and more than any machine has memory for.
 const LONGEST_CONTEXT: usize = 1 << 20;
@@ -108,18 +108,14 @@ impl TransformerShape {
     }
 
     pub(super) fn check(&self) -> Result<(), ShapeError> {
-        for (key, value) in [
+        check_positive(&[
             ("transformer.d_model", self.d_model),
             ("transformer.num_heads", self.num_heads),
             ("transformer.num_layers", self.num_layers),
             ("transformer.dim_feedforward", self.dim_feedforward),
             ("transformer.context", self.context),
             ("transformer.max_period", self.max_period),
-        ] {
-            if value == 0 {
-                return shape_error(key, "is 0, but must be positive");
-            }
-        }
+        ])?;
         if self.context > LONGEST_CONTEXT {
             return shape_error(
                 "transformer.context",
