@@ -10,6 +10,6 @@ pub mod units;
 pub use model::{LaneFault, LaneFrame, LaneStep, ModelError, Prediction, StreamingModel};
 pub use precision::Precision;
 pub use shape::{
-    CodecShape, Conditioner, ContinuousAttribute, ExtraHeads, Gating, LmShape, LookUpTable, Norm,
-    PositionalEmbedding, ShapeError, TransformerShape,
+    CodecShape, Conditioner, ContinuousAttribute, DELAY_CONDITIONER, ExtraHeads, Gating, LmShape,
+    LookUpTable, Norm, PositionalEmbedding, ShapeError, TransformerShape,
 };

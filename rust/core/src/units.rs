@@ -9,9 +9,6 @@ pub const FRAME_SAMPLES: usize = 1_920;
 /// Frames per second of audio.
 pub const FRAME_RATE_HZ: f64 = SAMPLE_RATE_HZ as f64 / FRAME_SAMPLES as f64;
 
-/// Duration of one frame in seconds, and the deadline of a step that keeps real time.
-pub const FRAME_DURATION_S: f64 = 1.0 / FRAME_RATE_HZ;
-
 /// Text token that ends the padding before a word: the next word starts here.
 pub const TEXT_TOKEN_END_OF_PADDING: u32 = 0;
 

@@ -110,8 +110,7 @@ impl SelfAttention {
         weights: &Weights<'_>,
     ) -> Result<Self, EngineError> {
         let d = shape.d_model;
-        let in_bias =
-            shape.bias_attn.then(|| weights.tensor("in_proj_bias", &[3 * d])).transpose()?;
+        let in_bias = shape.bias_attn.then_some("in_proj_bias");
         let in_proj = Linear::load_named("in_proj_weight", &[3 * d, d], in_bias, weights)?;
         let out_proj = Linear::load(d, d, shape.bias_attn, &weights.at("out_proj"))?;
         let shape = AttentionShape {

@@ -1,7 +1,7 @@
 //! Vectors that are added to every input of a language model.
 
 use candle_core::Tensor;
-use moshi_ctl_core::{Conditioner, ContinuousAttribute, LmShape};
+use moshi_ctl_core::{Conditioner, ContinuousAttribute, DELAY_CONDITIONER, LmShape};
 
 use crate::EngineError;
 use crate::linear::Linear;
@@ -16,9 +16,6 @@ pub enum Conditioning {
     LearntPadding,
 }
 
-/// The conditioner that tells a speech-to-text model how far behind the audio it may be.
-const DELAY: &str = "delay";
-
 /// The vector, d_model, that `conditioning` asks for; none for a model without conditioners.
 ///
 /// # Errors
@@ -30,11 +27,13 @@ pub(crate) fn condition(
 ) -> Result<Option<Tensor>, EngineError> {
     let Some(conditioners) = &shape.conditioners else { return Ok(None) };
     let d_model = shape.transformer.d_model;
-    let conditioner = conditioners.get(DELAY).ok_or_else(|| {
+    let conditioner = conditioners.get(DELAY_CONDITIONER).ok_or_else(|| {
         let names: Vec<_> = conditioners.keys().collect();
-        EngineError::new(format!("the model has the conditioners {names:?}, but none is `{DELAY}`"))
+        EngineError::new(format!(
+            "the model has the conditioners {names:?}, but none is `{DELAY_CONDITIONER}`"
+        ))
     })?;
-    let weights = weights.at("condition_provider").at("conditioners").at(DELAY);
+    let weights = weights.at("condition_provider").at("conditioners").at(DELAY_CONDITIONER);
     let vector = match (conditioning, conditioner) {
         (Some(Conditioning::LearntPadding), _) => weights.vector("learnt_padding", d_model)?,
         (
@@ -46,7 +45,7 @@ pub(crate) fn condition(
         }
         (Some(Conditioning::DelaySeconds(_)), Conditioner::Lut(_)) => {
             return Err(EngineError::new(format!(
-                "`conditioning_delay` is a number, but the conditioner `{DELAY}` is a look-up table"
+                "`conditioning_delay` is a number, but the conditioner `{DELAY_CONDITIONER}` is a look-up table"
             ))
             .with_hint("Use `conditioning_learnt_padding = true` instead."));
         }

@@ -7,14 +7,9 @@ use crate::kernels::{PackedMatrix, Rows};
 use crate::weights::{Kernels, Weights};
 
 /// y = x Wᵀ + b, with W held as outputs × inputs.
-pub(crate) struct Linear {
-    weight: Weight,
-    bias: Option<Tensor>,
-}
-
-enum Weight {
-    Packed(PackedMatrix),
-    Tensor(Tensor),
+pub(crate) enum Linear {
+    Own(PackedMatrix),
+    Candle { weight: Tensor, bias: Option<Tensor> },
 }
 
 impl Linear {
@@ -25,39 +20,39 @@ impl Linear {
         bias: bool,
         weights: &Weights<'_>,
     ) -> Result<Self, EngineError> {
-        let bias = bias.then(|| weights.tensor("bias", &[outputs])).transpose()?;
-        Self::load_named("weight", &[outputs, inputs], bias, weights)
+        Self::load_named("weight", &[outputs, inputs], bias.then_some("bias"), weights)
     }
 
-    /// Loads the matrix called `name`, whose dimensions but the first are flattened.
+    /// Loads the matrix called `name`, whose dimensions but the first are flattened, and the bias
+    /// called `bias_name`.
     pub(crate) fn load_named(
         name: &str,
         shape: &[usize],
-        bias: Option<Tensor>,
+        bias_name: Option<&str>,
         weights: &Weights<'_>,
     ) -> Result<Self, EngineError> {
         let raw = weights.raw(name, shape)?;
         let placement = weights.placement();
         let (outputs, inputs) = (shape[0], shape[1..].iter().product());
-        let weight = match placement.kernels {
+        let bias = bias_name.map(|name| weights.f32_vec(name, &[outputs])).transpose()?;
+        let (precision, device) = (placement.precision, &placement.device);
+        Ok(match placement.kernels {
             Kernels::Own => {
-                Weight::Packed(PackedMatrix::pack(&raw, outputs, inputs, placement.precision))
+                Self::Own(PackedMatrix::pack(&raw, outputs, inputs, precision).with_bias(bias))
             }
-            Kernels::Candle => Weight::Tensor(raw.to_tensor(
-                &[outputs, inputs],
-                placement.precision,
-                &placement.device,
-            )?),
-        };
-        Ok(Self { weight, bias })
+            Kernels::Candle => Self::Candle {
+                weight: raw.to_tensor(&[outputs, inputs], precision, device)?,
+                bias: bias.map(|bias| Tensor::from_vec(bias, outputs, device)).transpose()?,
+            },
+        })
     }
 
     /// `x`: … × inputs, f32. Returns … × outputs, f32.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
         let inputs = x.dim(D::Minus1)?;
         let rows = x.elem_count() / inputs;
-        let y = match &self.weight {
-            Weight::Packed(matrix) => {
+        let y = match self {
+            Self::Own(matrix) => {
                 let y = with_slice(x, |x| {
                     let mut y = vec![0f32; rows * matrix.outputs()];
                     matrix.multiply(x, Rows::contiguous(rows, inputs), &mut y);
@@ -65,15 +60,14 @@ impl Linear {
                 })?;
                 Tensor::from_vec(y, (rows, matrix.outputs()), &Device::Cpu)?
             }
-            Weight::Tensor(weight) => x
-                .reshape((rows, inputs))?
-                .to_dtype(weight.dtype())?
-                .matmul(&weight.t()?)?
-                .to_dtype(DType::F32)?,
-        };
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
+            Self::Candle { weight, bias } => {
+                let x = x.reshape((rows, inputs))?.to_dtype(weight.dtype())?;
+                let y = x.matmul(&weight.t()?)?.to_dtype(DType::F32)?;
+                match bias {
+                    Some(bias) => y.broadcast_add(bias)?,
+                    None => y,
+                }
+            }
         };
         let mut shape = x.dims().to_vec();
         *shape.last_mut().expect("x has an inputs dimension") = y.dim(1)?;

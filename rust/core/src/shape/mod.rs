@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub use codec::CodecShape;
 pub use transformer::{Gating, Norm, PositionalEmbedding, TransformerShape};
 
+/// The conditioner that tells a speech-to-text model how far behind the audio it may be.
+pub const DELAY_CONDITIONER: &str = "delay";
+
 /// A combination of values that no model can have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{key}: {message}")]

@@ -131,7 +131,7 @@ impl Level {
                 let nearest = indices
                     .to_vec1::<u32>()?
                     .into_iter()
-                    .map(|index| Nearest { index, margin: f32::NAN })
+                    .map(|index| Nearest { index, margin: f32::INFINITY })
                     .collect();
                 Ok((nearest, quantized))
             }

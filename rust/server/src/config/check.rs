@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use moshi_ctl_core::Conditioner;
+use moshi_ctl_core::{Conditioner, DELAY_CONDITIONER};
 
 use super::error::Finding;
 use super::files::{HUB_PREFIX, files_mut};
 use super::{AsrModule, Config};
 use crate::limits::MAX_LANES;
 use crate::routes::BUILT_IN_PATHS;
-
-/// The conditioner that `conditioning_delay` and `conditioning_learnt_padding` are about.
-const DELAY_CONDITIONER: &str = "delay";
 
 impl Config {
     pub(super) fn check(&mut self) -> Result<(), Finding> {

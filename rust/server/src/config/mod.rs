@@ -65,9 +65,9 @@ impl Default for Warmup {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type")]
 pub enum ModuleConfig {
-    /// Speech to text over a WebSocket.
+    /// Speech to text, for a few streams; the number is optional.
     Asr(AsrModule),
-    /// Speech to text over a WebSocket or as one POST, many streams in one batch.
+    /// Speech to text, many streams in one batch.
     BatchedAsr(AsrModule),
 }
 
