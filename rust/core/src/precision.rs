@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 
-/// The number format in which a model's weights and key/value rings are held. Products are
-/// always accumulated in f32.
+/// How a language model's matrices, or its key/value rings, are held. Sums are f32; those of `q8`
+/// are exact integers within a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -11,11 +11,13 @@ pub enum Precision {
     F16,
     /// bfloat16; on CUDA it needs compute capability 8.0.
     Bf16,
+    /// Eight-bit integers that share a scale in small blocks.
+    Q8,
 }
 
 impl Precision {
     /// Every precision, in the order of the configuration's documentation.
-    pub const ALL: [Self; 3] = [Self::F32, Self::F16, Self::Bf16];
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
 
     /// The name used in configurations and messages.
     pub const fn name(self) -> &'static str {
@@ -23,14 +25,7 @@ impl Precision {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
-        }
-    }
-
-    /// Bytes of one number.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::F16 | Self::Bf16 => 2,
+            Self::Q8 => "q8",
         }
     }
 }
