@@ -39,6 +39,10 @@ pub(crate) fn place(
 ) -> Result<Placement, EngineError> {
     let capability = compute_capability(device)?;
     let precision = match (wish, device) {
+        (Some(Precision::Q8), _) => {
+            return Err(EngineError::new("dtype_override = \"q8\" has no kernels yet")
+                .with_hint("Use dtype_override = \"f16\"; a file in Q8_0 loads with any."));
+        }
         (Some(Precision::Bf16), _) if capability.is_some_and(|c| c < BF16_FROM) => {
             let (major, minor) = capability.unwrap_or_default();
             return Err(EngineError::new(format!(

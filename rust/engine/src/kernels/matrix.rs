@@ -69,7 +69,7 @@ impl PackedMatrix {
     ) -> Self {
         let panels = match precision {
             Precision::F32 => Panels::F32(pack_panels(outputs, inputs, |index| raw.get(index))),
-            Precision::F16 => Panels::F16(pack_panels(outputs, inputs, |index| {
+            Precision::F16 | Precision::Q8 => Panels::F16(pack_panels(outputs, inputs, |index| {
                 f16::from_f32(raw.get(index)).to_bits()
             })),
             Precision::Bf16 => Panels::Bf16(pack_panels(outputs, inputs, |index| {

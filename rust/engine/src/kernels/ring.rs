@@ -58,7 +58,7 @@ impl Numbers {
     fn zeros(len: usize, precision: Precision) -> Self {
         match precision {
             Precision::F32 => Self::F32(vec![0.0; len]),
-            Precision::F16 => Self::F16(vec![0; len]),
+            Precision::F16 | Precision::Q8 => Self::F16(vec![0; len]),
             Precision::Bf16 => Self::Bf16(vec![0; len]),
         }
     }
