@@ -11,10 +11,12 @@ mod kernels;
 mod linear;
 mod lm;
 mod norm;
+mod quantization;
 pub mod random_checkpoint;
 mod sampling;
 mod transformer;
 mod weights;
+mod whole_file;
 
 pub use asr::{AsrModel, AsrSpec, StepTiming, StepTrace};
 pub use conditioner::Conditioning;

@@ -1,8 +1,10 @@
 //! Matrix products with the weights of a checkpoint.
 
 use candle_core::{D, DType, Device, Storage, Tensor};
+use moshi_ctl_core::Precision;
 
 use crate::EngineError;
+use crate::checkpoint::Format;
 use crate::kernels::{PackedMatrix, Rows};
 use crate::weights::{Kernels, Weights};
 
@@ -87,14 +89,19 @@ impl Embedding {
     ) -> Result<Self, EngineError> {
         let raw = weights.raw("weight", &[rows, dim])?;
         let placement = weights.placement();
+        // A look-up reads no blocks; f16 rounds off an eighth of what the blocks did, or less.
+        let stored = match raw.format() {
+            Format::F32 => Precision::F32,
+            Format::F16 | Format::Q8_0 => Precision::F16,
+            Format::Bf16 => Precision::Bf16,
+        };
         // Accelerators below compute capability 8.0 lack bf16 look-ups, so only the CPU keeps
-        // the file's format where it is the narrower one.
-        let precision =
-            if placement.device.is_cpu() && raw.precision().bytes() < placement.precision.bytes() {
-                raw.precision()
-            } else {
-                placement.precision
-            };
+        // the file's format.
+        let precision = match placement.precision {
+            Precision::F32 | Precision::Q8 if placement.device.is_cpu() => stored,
+            Precision::Q8 => Precision::F16,
+            precision => precision,
+        };
         Ok(Self(raw.to_tensor(&[rows, dim], precision, &placement.device)?))
     }
 

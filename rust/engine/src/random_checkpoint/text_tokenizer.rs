@@ -8,8 +8,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::writer::write_whole;
-use crate::EngineError;
+use crate::{EngineError, whole_file};
 
 /// Marks the start of a word.
 const WORD_START: char = '\u{2581}';
@@ -41,7 +40,7 @@ pub fn write_text_tokenizer(pieces: usize, file: &Path, seed: u64) -> Result<(),
         )));
     }
     let model = model(pieces, seed);
-    write_whole(file, |out| out.write_all(&model))
+    whole_file::write(file, |out| Ok(out.write_all(&model)?))
 }
 
 fn model(pieces: usize, seed: u64) -> Vec<u8> {

@@ -2,16 +2,16 @@
 //! made in parallel a few chunks at a time, so that memory stays small whatever the model.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
 use half::{bf16, f16};
 use moshi_ctl_core::Precision;
 use rayon::prelude::*;
 
 use super::{RandomOptions, Tensor, noise};
-use crate::EngineError;
+use crate::checkpoint::Format;
+use crate::{EngineError, whole_file};
 
 /// Writes `tensors` to `file` in the order of their names.
 pub(super) fn write(
@@ -19,54 +19,25 @@ pub(super) fn write(
     tensors: &[Tensor],
     options: &RandomOptions,
 ) -> Result<(), EngineError> {
+    let encoding = Encoding::of(options.precision)?;
     let tensors: BTreeMap<&str, &Tensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    write_whole(file, |out| {
-        let header = header(&tensors, options.precision);
+    whole_file::write(file, |out| {
+        let header = header(&tensors, encoding.format);
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        tensors.values().try_for_each(|tensor| write_data(out, tensor, options))
+        tensors.values().try_for_each(|tensor| write_data(out, tensor, encoding, options.seed))?;
+        Ok(())
     })
-}
-
-/// Lets `content` write a file that appears under its name only once it is complete.
-pub(super) fn write_whole(
-    file: &Path,
-    content: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
-) -> Result<(), EngineError> {
-    let partial = partial_name(file);
-    let written = File::create(&partial).and_then(|created| {
-        let mut out = BufWriter::new(created);
-        content(&mut out)?;
-        out.flush()?;
-        fs::rename(&partial, file)
-    });
-    written.map_err(|error| {
-        // Nothing better can be done about a leftover than to try.
-        let _ = fs::remove_file(&partial);
-        EngineError::new(format!("cannot write {}: {error}", file.display()))
-            .with_hint("the folder has to exist and to have room for the file")
-    })
-}
-
-fn partial_name(file: &Path) -> PathBuf {
-    let mut name = file.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.partial", std::process::id()));
-    file.with_file_name(name)
 }
 
 /// The header of the format: JSON, padded with blanks so that the data is aligned to 8 bytes.
-fn header(tensors: &BTreeMap<&str, &Tensor>, precision: Precision) -> Vec<u8> {
-    let dtype = match precision {
-        Precision::F32 => "F32",
-        Precision::F16 => "F16",
-        Precision::Bf16 => "BF16",
-    };
+fn header(tensors: &BTreeMap<&str, &Tensor>, format: Format) -> Vec<u8> {
     let mut entries = serde_json::Map::new();
     let mut offset = 0;
     for (name, tensor) in tensors {
-        let end = offset + tensor.elements() * precision.bytes();
+        let end = offset + format.bytes(tensor.elements());
         let entry = serde_json::json!({
-            "dtype": dtype, "shape": tensor.shape, "data_offsets": [offset, end]
+            "dtype": format.name(), "shape": tensor.shape, "data_offsets": [offset, end]
         });
         entries.insert((*name).to_owned(), entry);
         offset = end;
@@ -79,32 +50,57 @@ fn header(tensors: &BTreeMap<&str, &Tensor>, precision: Precision) -> Vec<u8> {
 fn write_data(
     out: &mut impl Write,
     tensor: &Tensor,
-    options: &RandomOptions,
+    encoding: Encoding,
+    seed: u64,
 ) -> std::io::Result<()> {
     let chunks = tensor.elements().div_ceil(noise::CHUNK_ELEMENTS);
     let at_once = 2 * rayon::current_num_threads();
     for first in (0..chunks).step_by(at_once) {
         let made: Vec<Vec<u8>> = (first..chunks.min(first + at_once))
             .into_par_iter()
-            .map(|index| encode(&noise::chunk(tensor, index, options.seed), options.precision))
+            .map(|index| (encoding.encode)(&noise::chunk(tensor, index, seed)))
             .collect();
         made.iter().try_for_each(|bytes| out.write_all(bytes))?;
     }
     Ok(())
 }
 
-fn encode(values: &[f32], precision: Precision) -> Vec<u8> {
-    match precision {
-        Precision::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        Precision::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-        Precision::Bf16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+/// How numbers become bytes.
+#[derive(Clone, Copy)]
+struct Encoding {
+    format: Format,
+    encode: Encode,
+}
+
+type Encode = fn(&[f32]) -> Vec<u8>;
+
+impl Encoding {
+    fn of(precision: Precision) -> Result<Self, EngineError> {
+        let (format, encode): (_, Encode) = match precision {
+            Precision::F32 => (Format::F32, |v| v.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            Precision::F16 => {
+                (Format::F16, |v| v.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect())
+            }
+            Precision::Bf16 => (Format::Bf16, |v| {
+                v.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect()
+            }),
+            Precision::Q8 => {
+                return Err(EngineError::new("random checkpoints are not written in q8")
+                    .with_hint("write bf16, then make it q8 with `moshi-ctl quantize`"));
+            }
+        };
+        Ok(Self { format, encode })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+    use std::path::PathBuf;
+
     use safetensors::{Dtype, SafeTensors};
+
+    use super::*;
 
     fn written(precision: Precision, file: &Path) -> Vec<u8> {
         let tensors = [
@@ -138,14 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_when_writing_fails() {
-        let folder = scratch("fails");
-        let file = folder.join("model");
-        let error = write_whole(&file, |out| {
-            out.write_all(b"half")?;
-            Err(std::io::Error::other("disk on fire"))
-        });
-        assert!(error.unwrap_err().to_string().contains("disk on fire"));
+    fn q8_is_refused() {
+        let folder = scratch("q8");
+        let options = RandomOptions { seed: 3, precision: Precision::Q8 };
+        let error = write(&folder.join("model"), &[Tensor::bias("a", 7)], &options).unwrap_err();
+        assert!(error.to_string().contains("q8"));
+        assert!(error.hint().unwrap().contains("moshi-ctl quantize"));
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
         fs::remove_dir_all(folder).unwrap();
     }
