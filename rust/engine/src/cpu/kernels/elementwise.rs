@@ -245,7 +245,10 @@ mod tests {
     /// Asserts that `found` has the bits of `expected`, any NaN being like another.
     fn assert_same(found: &[f32], expected: &[f32], what: &str) {
         for (i, (a, b)) in found.iter().zip(expected).enumerate() {
-            assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(), "{what} at {i}: {a} {b}");
+            assert!(
+                a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
+                "{what} at {i}: {a} {b}"
+            );
         }
     }
 

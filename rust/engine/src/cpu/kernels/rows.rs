@@ -33,15 +33,27 @@ fn fold(x: &[f32], start: f32, join: impl Fn(f32, f32) -> f32) -> f32 {
 /// The sum of `term` of every number.
 #[inline(always)]
 fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    sum_of_products(x, x, |x, _| term(x))
+}
+
+/// The dot product of two rows, for those who are compiled for an instruction set already.
+#[inline(always)]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    sum_of_products(a, b, |a, b| a * b)
+}
+
+#[inline(always)]
+fn sum_of_products(a: &[f32], b: &[f32], product: impl Fn(f32, f32) -> f32) -> f32 {
     let mut parts = [0f32; WIDTH];
-    let (chunks, rest) = x.as_chunks::<WIDTH>();
-    for chunk in chunks {
-        for (part, &x) in parts.iter_mut().zip(chunk) {
-            *part += term(x);
+    let (a, a_rest) = a.as_chunks::<WIDTH>();
+    let (b, b_rest) = b.as_chunks::<WIDTH>();
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..WIDTH {
+            parts[i] += product(a[i], b[i]);
         }
     }
-    for (part, &x) in parts.iter_mut().zip(rest) {
-        *part += term(x);
+    for (part, (&a, &b)) in parts.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *part += product(a, b);
     }
     fold(&parts, 0.0, |a, b| a + b)
 }
