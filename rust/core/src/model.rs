@@ -77,9 +77,10 @@ pub trait StreamingModel: Send {
     fn reset(&mut self, lane: usize, seed: u64) -> Result<(), ModelError>;
 
     /// Advances the lanes named in `frames` (each at most once, in any order) by one frame and
-    /// returns one result per frame, in the order of `frames`. Other lanes cost nothing.
+    /// returns one result per frame, in the order of `frames`, in memory that the next step uses
+    /// again. Other lanes cost nothing.
     ///
     /// # Errors
     /// When the model as a whole failed; it must not be stepped again.
-    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<Vec<LaneStep>, ModelError>;
+    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<&[LaneStep], ModelError>;
 }

@@ -28,6 +28,14 @@ impl Precision {
             Self::Q8 => "q8",
         }
     }
+
+    /// The format of numbers that stand alone, which q8 has none for.
+    pub const fn or_f32(self) -> Self {
+        match self {
+            Self::Q8 => Self::F32,
+            other => other,
+        }
+    }
 }
 
 impl std::fmt::Display for Precision {

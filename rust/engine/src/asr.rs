@@ -3,27 +3,27 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use candle_core::{Device, Tensor};
 use moshi_ctl_core::units::FRAME_SAMPLES;
 use moshi_ctl_core::{
     LaneFault, LaneFrame, LaneStep, LmShape, ModelError, Precision, Prediction, StreamingModel,
 };
 
 use crate::EngineError;
+use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor};
+use crate::candle::CandleBackend;
 use crate::checkpoint::Checkpoint;
-use crate::codec::{Codec, Codes};
 use crate::conditioner::Conditioning;
+use crate::cpu::CpuBackend;
 use crate::device::{choose_device, place};
-use crate::lm::{LanguageModel, LmInput, LmOutput};
 use crate::sampling::Sampler;
-use crate::weights::{Kernels, Placement, Weights};
+use crate::weights::{Kernels, Model, Placement, Weights};
 
 /// Everything that determines a speech-to-text model.
 #[derive(Debug, Clone)]
 pub struct AsrSpec {
-    /// Language model, safetensors in Kyutai's names.
+    /// Language model, safetensors or GGUF in Kyutai's names.
     pub lm_model_file: PathBuf,
-    /// Codec, safetensors in Kyutai's names.
+    /// Codec, safetensors or GGUF in Kyutai's names.
     pub audio_tokenizer_file: PathBuf,
     /// Shapes of both.
     pub shape: LmShape,
@@ -35,10 +35,14 @@ pub struct AsrSpec {
     pub conditioning: Option<Conditioning>,
     /// Precision of the language model; the device's default when absent.
     pub precision: Option<Precision>,
+    /// Precision of the language model's key/value rings; what goes with `precision` when absent.
+    pub kv_precision: Option<Precision>,
     /// Stay on the CPU even where an accelerator is present.
     pub cpu: bool,
     /// Who computes on the CPU.
     pub kernels: Kernels,
+    /// Threads of a step on the CPU; one per physical core when absent.
+    pub threads: Option<usize>,
 }
 
 /// How one step of one lane came about, for comparison with another implementation.
@@ -65,14 +69,29 @@ pub struct StepTiming {
 
 /// A loaded speech-to-text model.
 pub struct AsrModel {
-    codec: Codec,
-    lm: LanguageModel,
+    backend: Box<dyn Backend>,
     lanes: Vec<Lane>,
     shape: LmShape,
     temperature: f64,
-    device: Device,
     precision: Precision,
+    kv_precision: Precision,
+    step: Step,
     timing: StepTiming,
+}
+
+/// What a step works with, kept so that the next one need not ask for memory.
+struct Step {
+    /// Frames that can be encoded, by their index.
+    heard: Vec<usize>,
+    /// Frames that reach the language model, by their index.
+    advancing: Vec<usize>,
+    /// Lanes of the part of the step that is under way.
+    lanes: Vec<usize>,
+    pcm: Vec<f32>,
+    codes: Codes,
+    inputs: LmInputs,
+    outputs: LmOutputs,
+    results: Vec<LaneStep>,
 }
 
 /// What a lane carries from one step to the next, besides the models' own state.
@@ -102,35 +121,38 @@ impl AsrModel {
         let shape = &spec.shape;
         shape.check().map_err(|e| EngineError::new(format!("model section: {e}")))?;
         let device = choose_device(spec.cpu)?;
-        let placement = place(&device, spec.kernels, spec.precision)?;
-        let precision = placement.precision;
-        tracing::info!(device = ?device.location(), %precision, lanes = spec.lanes, "loading");
-        let file = Checkpoint::open(&spec.lm_model_file)?;
-        let lm = LanguageModel::load(
-            shape,
-            spec.conditioning,
-            spec.lanes,
-            &Weights::new(&file, &placement),
-        )?;
+        let lm_placement = place(&device, spec.kernels, spec.precision, spec.kv_precision)?;
+        let Placement { precision, kv_precision, kernels, .. } = lm_placement;
         // Audio tokens decide everything after them, so the codec stays in full precision, as
         // published.
-        let placement = Placement { precision: Precision::F32, ..placement };
-        let file = Checkpoint::open(&spec.audio_tokenizer_file)?;
-        let codec = Codec::load(
-            &shape.codec,
-            shape.audio_codebooks,
-            spec.lanes,
-            &Weights::new(&file, &placement),
-        )?;
+        let codec_placement = Placement {
+            precision: Precision::F32,
+            kv_precision: Precision::F32,
+            ..lm_placement.clone()
+        };
+        let model = Model { shape, lanes: spec.lanes, conditioning: spec.conditioning };
+        let lm_file = Checkpoint::open(&spec.lm_model_file)?;
+        let lm = Weights::new(&lm_file, &lm_placement);
+        let codec_file = Checkpoint::open(&spec.audio_tokenizer_file)?;
+        let codec = Weights::new(&codec_file, &codec_placement);
+        let backend: Box<dyn Backend> = match kernels {
+            Kernels::Own => Box::new(CpuBackend::load(&model, &codec, &lm, spec.threads)?),
+            Kernels::Candle => Box::new(CandleBackend::load(&model, &codec, &lm)?),
+        };
+        let Processor { threads, instructions } = backend.processor().unwrap_or_default();
+        tracing::info!(
+            device = ?device.location(), %precision, %kv_precision, lanes = spec.lanes,
+            threads, instructions, "loaded"
+        );
         let lane = || Lane::new(shape, Sampler::new(spec.temperature, 0));
         Ok(Self {
-            codec,
-            lm,
+            backend,
             lanes: (0..spec.lanes).map(|_| lane()).collect(),
             shape: shape.clone(),
             temperature: spec.temperature,
-            device,
             precision,
+            kv_precision,
+            step: Step::new(shape),
             timing: StepTiming::default(),
         })
     }
@@ -140,71 +162,112 @@ impl AsrModel {
         self.precision
     }
 
+    /// The precision of the language model's key/value rings.
+    pub fn kv_precision(&self) -> Precision {
+        self.kv_precision
+    }
+
+    /// What computes, where that is the CPU with our own kernels.
+    pub fn processor(&self) -> Option<Processor> {
+        self.backend.processor()
+    }
+
     /// How long the parts of the last step took.
     pub fn last_timing(&self) -> StepTiming {
         self.timing
     }
 
-    /// As [`StreamingModel::step`], with how each result came about. A lane that could not be
-    /// advanced has an incomplete trace.
+    /// Puts `lane` as if it had listened for a whole context, for measurements: what it then
+    /// predicts means nothing.
     ///
     /// # Errors
-    /// As [`StreamingModel::step`].
-    pub fn step_traced(
-        &mut self,
-        frames: &[LaneFrame<'_>],
-    ) -> Result<Vec<(LaneStep, StepTrace)>, EngineError> {
-        let started = Instant::now();
-        self.check(frames)?;
-        let is_finite = |&index: &usize| frames[index].pcm.iter().all(|x| x.is_finite());
-        let heard: Vec<usize> = (0..frames.len()).filter(is_finite).collect();
-        let codes = self.encode(frames, &heard)?;
-        let encoded = Instant::now();
-        let mut traces = vec![StepTrace::default(); frames.len()];
-        let mut outcomes = vec![Err(LaneFault::NonFiniteAudio); frames.len()];
-        let (mut advancing, mut inputs) = (vec![], vec![]);
-        for (index, codes) in heard.into_iter().zip(codes) {
-            let Some(Codes { tokens, margin }) = codes else { continue };
-            let lane = &mut self.lanes[frames[index].lane];
-            let audio = std::mem::replace(&mut lane.audio, tokens.clone());
-            inputs.push(LmInput { text: lane.text, audio });
-            traces[index].audio_tokens = tokens;
-            traces[index].code_margin = margin;
-            advancing.push(index);
-        }
-        let lanes: Vec<usize> = advancing.iter().map(|&index| frames[index].lane).collect();
-        let outputs = if lanes.is_empty() { vec![] } else { self.lm.forward(&inputs, &lanes)? };
-        for (index, LmOutput { text_logits, vad }) in advancing.into_iter().zip(outputs) {
-            let lane = &mut self.lanes[frames[index].lane];
-            let chosen = lane.sampler.choose(&text_logits);
-            outcomes[index] = match chosen {
-                Some(text_token) if vad.iter().all(|p| p.is_finite()) => {
-                    lane.text = text_token;
-                    Ok(Prediction { text_token, vad })
-                }
-                _ => Err(LaneFault::NonFiniteLogits),
-            };
-            traces[index].text_logits = text_logits;
-        }
-        self.timing = StepTiming { codec: encoded - started, lm: encoded.elapsed() };
-        let steps = frames.iter().zip(outcomes);
-        let steps = steps.map(|(frame, outcome)| LaneStep { lane: frame.lane, outcome });
-        Ok(steps.zip(traces).collect())
+    /// When `lane` does not exist or the device fails.
+    pub fn fill_context(&mut self, lane: usize) -> Result<(), EngineError> {
+        self.check_lane(lane)?;
+        self.backend.fill_context(lane)
     }
 
-    /// Encodes the frames at `indices`.
-    fn encode(
-        &mut self,
-        frames: &[LaneFrame<'_>],
-        indices: &[usize],
-    ) -> Result<Vec<Option<Codes>>, EngineError> {
-        if indices.is_empty() {
-            return Ok(vec![]);
+    /// How each result of the last step came about. A lane that could not be advanced has an
+    /// incomplete trace.
+    pub fn last_traces(&self) -> Vec<StepTrace> {
+        let Step { heard, advancing, codes, outputs, results, .. } = &self.step;
+        let mut traces = vec![StepTrace::default(); results.len()];
+        for (i, &index) in heard.iter().enumerate() {
+            if let Some(margin) = codes.margins[i] {
+                traces[index].audio_tokens = codes.of(i).to_vec();
+                traces[index].code_margin = margin;
+            }
         }
-        let lanes: Vec<usize> = indices.iter().map(|&index| frames[index].lane).collect();
-        let pcm: Vec<f32> = indices.iter().flat_map(|&index| frames[index].pcm).copied().collect();
-        let pcm = Tensor::from_vec(pcm, (lanes.len(), FRAME_SAMPLES), &self.device)?;
-        self.codec.encode(pcm, &lanes)
+        let logits = outputs.text_logits.chunks_exact(self.shape.text_out_vocab_size);
+        for (&index, logits) in advancing.iter().zip(logits) {
+            traces[index].text_logits = logits.to_vec();
+        }
+        traces
+    }
+
+    fn advance(&mut self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
+        let started = Instant::now();
+        self.check(frames)?;
+        self.step.begin(frames);
+        self.encode(frames)?;
+        let encoded = Instant::now();
+        self.predict(frames)?;
+        self.timing = StepTiming { codec: encoded - started, lm: encoded.elapsed() };
+        Ok(())
+    }
+
+    /// Turns the frames that are heard into audio tokens and into the language model's inputs.
+    fn encode(&mut self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
+        let Step { heard, advancing, lanes, pcm, codes, inputs, results, .. } = &mut self.step;
+        for &index in &*heard {
+            lanes.push(frames[index].lane);
+            pcm.extend_from_slice(frames[index].pcm);
+        }
+        if !lanes.is_empty() {
+            self.backend.encode(pcm, lanes, codes)?;
+        }
+        lanes.clear();
+        for (i, &index) in heard.iter().enumerate() {
+            if codes.margins[i].is_none() {
+                continue;
+            }
+            let lane = &mut self.lanes[frames[index].lane];
+            inputs.push(lane.text, &lane.audio);
+            lane.audio.copy_from_slice(codes.of(i));
+            advancing.push(index);
+            lanes.push(frames[index].lane);
+        }
+        for (index, result) in results.iter_mut().enumerate() {
+            if advancing.binary_search(&index).is_err() {
+                result.outcome = Err(LaneFault::NonFiniteAudio);
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps the language model of the lanes that advance.
+    fn predict(&mut self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
+        let Step { advancing, lanes, inputs, outputs, results, .. } = &mut self.step;
+        if lanes.is_empty() {
+            return Ok(());
+        }
+        self.backend.predict(inputs, lanes, outputs)?;
+        let heads = outputs.vad.len() / lanes.len();
+        let logits = outputs.text_logits.chunks_exact(self.shape.text_out_vocab_size);
+        for (i, (&index, logits)) in advancing.iter().zip(logits).enumerate() {
+            let lane = &mut self.lanes[frames[index].lane];
+            let vad = &outputs.vad[i * heads..(i + 1) * heads];
+            let chosen = lane.sampler.choose(logits);
+            let result = &mut results[index];
+            match chosen {
+                Some(text_token) if vad.iter().all(|p| p.is_finite()) => {
+                    lane.text = text_token;
+                    predicted(&mut result.outcome, text_token, vad);
+                }
+                _ => result.outcome = Err(LaneFault::NonFiniteLogits),
+            }
+        }
+        Ok(())
     }
 
     fn check(&self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
@@ -236,6 +299,18 @@ impl AsrModel {
     }
 }
 
+/// Notes a prediction, in the memory of the last one where there is one.
+fn predicted(outcome: &mut Result<Prediction, LaneFault>, text_token: u32, vad: &[f32]) {
+    match outcome {
+        Ok(prediction) => {
+            prediction.text_token = text_token;
+            prediction.vad.clear();
+            prediction.vad.extend_from_slice(vad);
+        }
+        Err(_) => *outcome = Ok(Prediction { text_token, vad: vad.to_vec() }),
+    }
+}
+
 impl StreamingModel for AsrModel {
     fn lanes(&self) -> usize {
         self.lanes.len()
@@ -243,14 +318,49 @@ impl StreamingModel for AsrModel {
 
     fn reset(&mut self, lane: usize, seed: u64) -> Result<(), ModelError> {
         self.check_lane(lane)?;
-        self.codec.reset(lane);
-        self.lm.reset(lane);
+        self.backend.reset(lane);
         self.lanes[lane] = Lane::new(&self.shape, Sampler::new(self.temperature, seed));
         Ok(())
     }
 
-    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<Vec<LaneStep>, ModelError> {
-        let steps = self.step_traced(frames)?;
-        Ok(steps.into_iter().map(|(step, _)| step).collect())
+    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<&[LaneStep], ModelError> {
+        self.advance(frames)?;
+        Ok(&self.step.results)
+    }
+}
+
+impl Step {
+    fn new(shape: &LmShape) -> Self {
+        Self {
+            heard: vec![],
+            advancing: vec![],
+            lanes: vec![],
+            pcm: vec![],
+            codes: Codes::new(shape),
+            inputs: LmInputs::new(shape),
+            outputs: LmOutputs::default(),
+            results: vec![],
+        }
+    }
+
+    /// Forgets the last step, but keeps its memory, results included.
+    fn begin(&mut self, frames: &[LaneFrame<'_>]) {
+        let Self { heard, advancing, lanes, pcm, codes, inputs, results, .. } = self;
+        for list in [&mut *heard, advancing, lanes] {
+            list.clear();
+        }
+        pcm.clear();
+        codes.begin(0);
+        inputs.clear();
+        let is_finite = |&index: &usize| frames[index].pcm.iter().all(|x| x.is_finite());
+        heard.extend((0..frames.len()).filter(is_finite));
+        results.truncate(frames.len());
+        for (index, frame) in frames.iter().enumerate() {
+            match results.get_mut(index) {
+                Some(result) => result.lane = frame.lane,
+                None => results
+                    .push(LaneStep { lane: frame.lane, outcome: Err(LaneFault::NonFiniteAudio) }),
+            }
+        }
     }
 }

@@ -1,10 +1,8 @@
 //! Vectors that are added to every input of a language model.
 
-use candle_core::Tensor;
 use moshi_ctl_core::{Conditioner, ContinuousAttribute, DELAY_CONDITIONER, LmShape};
 
 use crate::EngineError;
-use crate::linear::Linear;
 use crate::weights::Weights;
 
 /// The value of a model's `delay` conditioner.
@@ -24,7 +22,7 @@ pub(crate) fn condition(
     shape: &LmShape,
     conditioning: Option<Conditioning>,
     weights: &Weights<'_>,
-) -> Result<Option<Tensor>, EngineError> {
+) -> Result<Option<Vec<f32>>, EngineError> {
     let Some(conditioners) = &shape.conditioners else { return Ok(None) };
     let d_model = shape.transformer.d_model;
     let conditioner = conditioners.get(DELAY_CONDITIONER).ok_or_else(|| {
@@ -67,7 +65,7 @@ fn embed_number(
     number: f32,
     d_model: usize,
     weights: &Weights<'_>,
-) -> Result<Tensor, EngineError> {
+) -> Result<Vec<f32>, EngineError> {
     let half = attribute.dim / 2;
     let scaled = number * attribute.scale_factor;
     let angles: Vec<f32> = (0..half)
@@ -75,7 +73,7 @@ fn embed_number(
         .collect();
     let embedding: Vec<f32> =
         angles.iter().map(|a| a.cos()).chain(angles.iter().map(|a| a.sin())).collect();
-    let embedding = Tensor::from_vec(embedding, (1, attribute.dim), &weights.placement().device)?;
-    let projection = Linear::load(d_model, attribute.dim, false, &weights.at("output_proj"))?;
-    Ok(projection.forward(&embedding)?.squeeze(0)?)
+    let projection = weights.at("output_proj").f32_vec("weight", &[d_model, attribute.dim])?;
+    let rows = projection.chunks_exact(attribute.dim);
+    Ok(rows.map(|row| row.iter().zip(&embedding).map(|(a, b)| a * b).sum()).collect())
 }

@@ -30,34 +30,36 @@ pub(crate) fn choose_device(cpu: bool) -> Result<Device, EngineError> {
     })
 }
 
-/// Where the language model goes. Without a wish its precision is F32 on the CPU and on CUDA
-/// devices below compute capability 8.0 (Turing has no bf16), BF16 elsewhere.
+/// Where the language model goes. Without a wish its precision is Q8 on the CPU, F32 on CUDA
+/// devices below compute capability 8.0 (Turing has no bf16) and BF16 elsewhere; its rings are Q8
+/// beside Q8 weights on the CPU and else as the weights.
 pub(crate) fn place(
     device: &Device,
     kernels: Kernels,
     wish: Option<Precision>,
+    kv_wish: Option<Precision>,
 ) -> Result<Placement, EngineError> {
-    let capability = compute_capability(device)?;
-    let precision = match (wish, device) {
-        (Some(Precision::Q8), _) => {
-            return Err(EngineError::new("dtype_override = \"q8\" has no kernels yet")
-                .with_hint("Use dtype_override = \"f16\"; a file in Q8_0 loads with any."));
-        }
-        (Some(Precision::Bf16), _) if capability.is_some_and(|c| c < BF16_FROM) => {
-            let (major, minor) = capability.unwrap_or_default();
-            return Err(EngineError::new(format!(
-                "dtype_override = \"bf16\", but this card has compute capability {major}.{minor} \
-                 and bf16 needs 8.0"
-            ))
-            .with_hint("Use dtype_override = \"f16\" or \"f32\", or remove the key."));
-        }
-        (Some(precision), _) => precision,
-        (None, Device::Cpu) => Precision::F32,
-        (None, _) if capability.is_some_and(|c| c < BF16_FROM) => Precision::F32,
-        (None, _) => Precision::Bf16,
-    };
     let kernels = if device.is_cpu() { kernels } else { Kernels::Candle };
-    Ok(Placement { device: device.clone(), kernels, precision })
+    let capability = compute_capability(device)?;
+    if let Some((major, minor)) = capability.filter(|&capability| capability < BF16_FROM)
+        && [wish, kv_wish].contains(&Some(Precision::Bf16))
+    {
+        return Err(EngineError::new(format!(
+            "precision bf16 is asked for, but this card has compute capability {major}.{minor} \
+             and bf16 needs 8.0"
+        ))
+        .with_hint("Use f16 or f32, or leave the choice to the program."));
+    }
+    let precision = wish.unwrap_or(match (device, capability) {
+        (Device::Cpu, _) => Precision::Q8,
+        (_, Some(capability)) if capability < BF16_FROM => Precision::F32,
+        _ => Precision::Bf16,
+    });
+    let kv_precision = kv_wish.unwrap_or(match (kernels, precision) {
+        (Kernels::Candle, Precision::Q8) => Precision::F16,
+        (_, precision) => precision,
+    });
+    Ok(Placement { device: device.clone(), kernels, precision, kv_precision })
 }
 
 /// Major and minor compute capability of a CUDA device; none elsewhere.

@@ -20,6 +20,11 @@ impl EngineError {
         self
     }
 
+    /// Says in which tensor it happened.
+    pub(crate) fn in_tensor(self, name: &str) -> Self {
+        Self { message: format!("tensor `{name}`: {}", self.message), ..self }
+    }
+
     /// What to do next, where that is known.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()

@@ -1,25 +1,26 @@
 //! Kyutai's streaming speech models for many independent lanes. No sockets, no Python.
 
 mod asr;
-mod attention;
+mod backend;
+mod candle;
 mod checkpoint;
-mod codec;
+mod codebook;
 mod conditioner;
+mod conv_shape;
+mod cpu;
 mod device;
+mod epsilon;
 mod error;
-mod kernels;
-mod linear;
-mod lm;
-mod norm;
+mod positions;
 mod quantization;
 mod quantize;
 pub mod random_checkpoint;
 mod sampling;
-mod transformer;
 mod weights;
 mod whole_file;
 
 pub use asr::{AsrModel, AsrSpec, StepTiming, StepTrace};
+pub use backend::Processor;
 pub use conditioner::Conditioning;
 pub use error::EngineError;
 pub use quantize::{Quantized, quantize};

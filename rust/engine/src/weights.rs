@@ -1,10 +1,11 @@
 //! A place in a checkpoint, and how what is found there is to be held.
 
 use candle_core::{Device, Tensor};
-use moshi_ctl_core::Precision;
+use moshi_ctl_core::{LmShape, Precision};
 
 use crate::EngineError;
 use crate::checkpoint::{Checkpoint, RawTensor};
+use crate::conditioner::Conditioning;
 
 /// Who computes the products, convolutions and attention of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,8 +23,18 @@ pub enum Kernels {
 pub(crate) struct Placement {
     pub(crate) device: Device,
     pub(crate) kernels: Kernels,
-    /// Of matrices and key/value rings; everything else is f32.
+    /// Of matrices; everything else is f32.
     pub(crate) precision: Precision,
+    /// Of key/value rings.
+    pub(crate) kv_precision: Precision,
+}
+
+/// What is to be loaded, apart from where it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Model<'a> {
+    pub(crate) shape: &'a LmShape,
+    pub(crate) lanes: usize,
+    pub(crate) conditioning: Option<Conditioning>,
 }
 
 /// The tensors below one prefix of a checkpoint.
@@ -66,15 +77,23 @@ impl<'a> Weights<'a> {
     }
 
     /// A vector, stored as `[len]` or, by Kyutai's norms, as `[1, 1, len]`.
-    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Tensor, EngineError> {
-        let tensor = match self.raw(name, &[1, 1, len]) {
-            Ok(raw) => raw.to_tensor(&[len], Precision::F32, &self.placement.device)?,
-            Err(_) => self.tensor(name, &[len])?,
-        };
-        Ok(tensor)
+    pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
+        match self.raw(name, &[1, 1, len]) {
+            Ok(raw) => Ok(raw.to_f32()),
+            Err(_) => self.f32_vec(name, &[len]),
+        }
     }
 
-    fn path(&self, name: impl std::fmt::Display) -> String {
+    /// The same place, with what is found there held otherwise.
+    pub(crate) fn placed<'b>(&self, placement: &'b Placement) -> Weights<'b>
+    where
+        'a: 'b,
+    {
+        Weights { checkpoint: self.checkpoint, prefix: self.prefix.clone(), placement }
+    }
+
+    /// The name of a tensor in the file.
+    pub(crate) fn path(&self, name: impl std::fmt::Display) -> String {
         if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 }

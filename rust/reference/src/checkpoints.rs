@@ -67,8 +67,10 @@ impl Checkpoints {
             temperature: 0.0,
             conditioning: self.conditioning,
             precision: Some(Precision::F32),
+            kv_precision: None,
             cpu: true,
             kernels: Kernels::Own,
+            threads: None,
         }
     }
 

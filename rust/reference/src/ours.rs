@@ -1,7 +1,7 @@
 //! Our own engine, with the same things in sight as the oracle.
 
-use moshi_ctl_core::LaneFrame;
-use moshi_ctl_engine::AsrModel;
+use moshi_ctl_core::{LaneFault, LaneFrame, Prediction, StreamingModel};
+use moshi_ctl_engine::{AsrModel, StepTrace};
 
 use crate::Result;
 use crate::oracle::Frame;
@@ -20,9 +20,10 @@ pub struct OurFrame {
 /// # Errors
 /// When the engine fails or a lane reports a fault.
 pub fn step(model: &mut AsrModel, frames: &[LaneFrame<'_>]) -> Result<Vec<OurFrame>> {
-    let steps = model.step_traced(frames)?;
-    let frame = |(step, trace): (moshi_ctl_core::LaneStep, moshi_ctl_engine::StepTrace)| {
-        let prediction = step.outcome?;
+    let outcomes: Vec<_> = model.step(frames)?.iter().map(|step| step.outcome.clone()).collect();
+    let traces = model.last_traces();
+    let frame = |(outcome, trace): (Result<Prediction, LaneFault>, StepTrace)| {
+        let prediction = outcome?;
         Ok(OurFrame {
             frame: Frame {
                 audio_tokens: trace.audio_tokens,
@@ -33,7 +34,7 @@ pub fn step(model: &mut AsrModel, frames: &[LaneFrame<'_>]) -> Result<Vec<OurFra
             code_margin: trace.code_margin,
         })
     };
-    steps.into_iter().map(frame).collect()
+    outcomes.into_iter().zip(traces).map(frame).collect()
 }
 
 /// Lets one lane hear `frames`, the others idle.

@@ -122,17 +122,17 @@ fn warm_up(model: &mut dyn StreamingModel) -> Result<(), ModelError> {
     for _ in 0..WARMUP_FRAMES {
         let steps = checked_step(model, &[LaneFrame { lane: 0, pcm: &silence }])?;
         for step in steps {
-            step.outcome.map_err(|fault| ModelError::new(fault.to_string()))?;
+            step.outcome.as_ref().map_err(|fault| ModelError::new(fault.to_string()))?;
         }
     }
     model.reset(0, 0)
 }
 
 /// Steps and makes sure that each frame got its own answer.
-fn checked_step(
-    model: &mut dyn StreamingModel,
+fn checked_step<'a>(
+    model: &'a mut dyn StreamingModel,
     frames: &[LaneFrame<'_>],
-) -> Result<Vec<LaneStep>, ModelError> {
+) -> Result<&'a [LaneStep], ModelError> {
     let steps = model.step(frames)?;
     if steps.iter().map(|step| step.lane).eq(frames.iter().map(|frame| frame.lane)) {
         Ok(steps)

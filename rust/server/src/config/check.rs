@@ -68,6 +68,14 @@ fn check_module(name: &str, module: &mut AsrModule) -> Result<(), Finding> {
         let message = format!("is {}, but must be 0 or above", module.temperature);
         return Err(finding("temperature", message).with_hint("0 always takes the likeliest token"));
     }
+    match (module.precision, module.dtype_override) {
+        (Some(precision), Some(other)) if precision != other => {
+            let message = format!("is {precision}, but `dtype_override` is {other}");
+            return Err(finding("precision", message)
+                .with_hint("remove `dtype_override`, Kyutai's name for the same thing"));
+        }
+        (precision, other) => module.precision = precision.or(other),
+    }
     if module.log_frequency_s.is_some_and(|s| !(s > 0.0 && s.is_finite())) {
         return Err(finding("log_frequency_s", "must be a positive number of seconds".into()));
     }

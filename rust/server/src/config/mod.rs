@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use moshi_ctl_core::{LmShape, Precision, units};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 use toml::de::{DeTable, DeValue};
 
@@ -97,7 +97,13 @@ pub struct AsrModule {
     /// Whether a model with a `delay` conditioner gets the vector it learnt for "not given".
     #[serde(default)]
     pub conditioning_learnt_padding: bool,
-    /// Precision of the weights; the engine's choice when absent.
+    /// Precision of the weights; the engine's choice when absent or `auto`.
+    #[serde(default, deserialize_with = "auto_or_precision")]
+    pub precision: Option<Precision>,
+    /// Precision of the key/value rings; what goes with `precision` when absent or `auto`.
+    #[serde(default, deserialize_with = "auto_or_precision")]
+    pub kv_precision: Option<Precision>,
+    /// Kyutai's name for `precision`.
     #[serde(default)]
     pub dtype_override: Option<Precision>,
     /// Seconds between token dumps of Kyutai's server; accepted, but nothing is dumped.
@@ -105,6 +111,26 @@ pub struct AsrModule {
     pub log_frequency_s: Option<f64>,
     /// Shape of the language model.
     pub model: LmShape,
+}
+
+/// `auto` leaves the choice to the engine, as an absent key does.
+fn auto_or_precision<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Precision>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Auto {
+        Auto,
+        F32,
+        F16,
+        Bf16,
+        Q8,
+    }
+    Ok(match Auto::deserialize(from)? {
+        Auto::Auto => None,
+        Auto::F32 => Some(Precision::F32),
+        Auto::F16 => Some(Precision::F16),
+        Auto::Bf16 => Some(Precision::Bf16),
+        Auto::Q8 => Some(Precision::Q8),
+    })
 }
 
 fn default_asr_lanes() -> usize {

@@ -168,14 +168,14 @@ impl Lane {
     }
 
     /// What the model says about the frame taken last.
-    pub(super) fn record(&mut self, prediction: Prediction, text: &TextDecoder) {
+    pub(super) fn record(&mut self, prediction: &Prediction, text: &TextDecoder) {
         let mut spoken = Vec::new();
         self.transcript.step(prediction.text_token, |said| spoken.push(said));
         self.total_steps += 1;
         if !prediction.vad.is_empty() {
             let step_idx = self.transcript.steps();
             let buffered_pcm = self.waiting();
-            self.say(OutMsg::Step { step_idx, prs: prediction.vad, buffered_pcm });
+            self.say(OutMsg::Step { step_idx, prs: prediction.vad.clone(), buffered_pcm });
         }
         for said in spoken {
             self.say(match said {

@@ -182,14 +182,14 @@ impl Lanes {
     }
 
     /// The turn's step is done; hands each lane what is said about its frame.
-    pub(crate) fn record(&self, turn: &Turn, steps: Vec<LaneStep>) {
+    pub(crate) fn record(&self, turn: &Turn, steps: &[LaneStep]) {
         let mut state = self.state();
         for (place, step) in turn.places.iter().zip(steps) {
             // Whoever the frame was for may be gone, and somebody else in its place.
             let Some(lane) = state.at(*place) else { continue };
-            match step.outcome {
+            match &step.outcome {
                 Ok(prediction) => lane.record(prediction, &self.text),
-                Err(fault) => {
+                &Err(fault) => {
                     tracing::warn!(session = lane.session, lane = place.lane, %fault, "lane fault");
                     lane.fault(fault);
                 }

@@ -22,6 +22,8 @@ pub struct FakeModel {
     pub steps: Arc<AtomicUsize>,
     /// Every step fails.
     pub broken: Arc<AtomicBool>,
+    /// Of the last step.
+    results: Vec<LaneStep>,
 }
 
 #[derive(Default)]
@@ -52,6 +54,7 @@ impl FakeModel {
             gate: Arc::default(),
             steps: Arc::default(),
             broken: Arc::default(),
+            results: vec![],
         }
     }
 }
@@ -66,14 +69,14 @@ impl StreamingModel for FakeModel {
         Ok(())
     }
 
-    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<Vec<LaneStep>, ModelError> {
+    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<&[LaneStep], ModelError> {
         self.gate.pass();
         std::thread::sleep(self.step_takes);
         self.steps.fetch_add(1, Ordering::SeqCst);
         if self.broken.load(Ordering::SeqCst) {
             return Err(ModelError::new("out of memory"));
         }
-        frames
+        let steps = frames
             .iter()
             .map(|&LaneFrame { lane, pcm }| {
                 assert_eq!(pcm.len(), FRAME_SAMPLES);
@@ -89,7 +92,9 @@ impl StreamingModel for FakeModel {
                 let vad = vec![self.seen[lane] as f32; self.vad_heads];
                 Ok(LaneStep { lane, outcome: Ok(Prediction { text_token: token, vad }) })
             })
-            .collect()
+            .collect::<Result<_, _>>()?;
+        self.results = steps;
+        Ok(&self.results)
     }
 }
 

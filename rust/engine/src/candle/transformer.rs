@@ -3,18 +3,17 @@
 use candle_core::{D, Tensor};
 use moshi_ctl_core::{Gating, TransformerShape};
 
+use super::attention::SelfAttention;
+use super::linear::Linear;
+use super::norm::Norm;
 use crate::EngineError;
-use crate::attention::{SelfAttention, StepPositions};
-use crate::linear::Linear;
-use crate::norm::Norm;
+use crate::positions::Positions;
 use crate::weights::Weights;
 
 /// Layers, and where each lane is.
-pub(crate) struct Transformer {
-    shape: TransformerShape,
+pub(super) struct Transformer {
     layers: Vec<Layer>,
-    /// Positions each lane has seen since its reset.
-    positions: Vec<usize>,
+    positions: Positions,
 }
 
 struct Layer {
@@ -33,7 +32,7 @@ enum FeedForward {
 
 impl Transformer {
     /// Loads `layers.{l}` below `weights`.
-    pub(crate) fn load(
+    pub(super) fn load(
         shape: &TransformerShape,
         lanes: usize,
         weights: &Weights<'_>,
@@ -41,27 +40,22 @@ impl Transformer {
         let layers = (0..shape.num_layers)
             .map(|l| Layer::load(shape, lanes, &weights.at("layers").at(l)))
             .collect::<Result<_, _>>()?;
-        Ok(Self { shape: shape.clone(), layers, positions: vec![0; lanes] })
+        Ok(Self { layers, positions: Positions::new(shape, lanes) })
     }
 
-    pub(crate) fn reset(&mut self, lane: usize) {
-        self.positions[lane] = 0;
+    pub(super) fn reset(&mut self, lane: usize) {
+        self.positions.reset(lane);
+    }
+
+    pub(super) fn fill_context(&mut self, lane: usize) {
+        self.positions.fill(lane);
     }
 
     /// Advances `lanes`; `x` is lanes × count × d_model, f32, `count` at most the context.
     /// Returns the same shape.
-    pub(crate) fn forward(&mut self, x: Tensor, lanes: &[usize]) -> Result<Tensor, EngineError> {
-        let count = x.dim(1)?;
-        let starts = lanes.iter().map(|&lane| self.positions[lane]).collect();
-        let step = StepPositions::new(&self.shape, lanes, starts, count);
-        let mut x = x;
-        for layer in &mut self.layers {
-            x = layer.forward(&x, &step)?;
-        }
-        for &lane in lanes {
-            self.positions[lane] += count;
-        }
-        Ok(x)
+    pub(super) fn forward(&mut self, x: Tensor, lanes: &[usize]) -> Result<Tensor, EngineError> {
+        self.positions.begin(lanes, x.dim(1)?);
+        self.layers.iter_mut().try_fold(x, |x, layer| layer.forward(&x, lanes, &self.positions))
     }
 }
 
@@ -85,8 +79,13 @@ impl Layer {
         })
     }
 
-    fn forward(&mut self, x: &Tensor, step: &StepPositions) -> Result<Tensor, EngineError> {
-        let branch = self.attention.forward(&self.norm1.forward(x)?, step)?;
+    fn forward(
+        &mut self,
+        x: &Tensor,
+        lanes: &[usize],
+        positions: &Positions,
+    ) -> Result<Tensor, EngineError> {
+        let branch = self.attention.forward(&self.norm1.forward(x)?, lanes, positions)?;
         let x = add_scaled(x, branch, self.scale1.as_ref())?;
         let branch = self.feed_forward.forward(&self.norm2.forward(&x)?)?;
         add_scaled(&x, branch, self.scale2.as_ref())

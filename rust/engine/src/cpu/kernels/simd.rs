@@ -32,6 +32,30 @@ pub(super) static LEVEL: LazyLock<Level> = LazyLock::new(|| {
     Level::Portable
 });
 
+/// A hot loop, compiled for every instruction set and run with the best one this machine has.
+pub(super) trait Kernel {
+    type Output;
+
+    /// # Safety
+    /// The processor must have the instructions of `V`.
+    unsafe fn run<V: Vector>(self) -> Self::Output;
+}
+
+/// Runs `kernel` with the best instructions this machine has.
+#[inline]
+pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: LEVEL names instructions this processor has.
+    unsafe {
+        match *LEVEL {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => x86::run_avx512(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => x86::run_avx2(kernel),
+            Level::Portable => kernel.run::<Portable>(),
+        }
+    }
+}
+
 /// Sixteen f32 in registers.
 ///
 /// # Safety
@@ -44,6 +68,7 @@ pub(super) trait Vector: Copy {
     unsafe fn load_f32(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// self + a · b
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
@@ -102,6 +127,12 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller vouches for sixteen readable numbers.
+        Self(std::array::from_fn(|i| unsafe { f32::from(from.add(i).read()) }))
+    }
+
+    #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
         for (i, value) in self.0.into_iter().enumerate() {
             // SAFETY: the caller vouches for sixteen writable numbers.
@@ -116,16 +147,37 @@ impl Vector for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
-
-#[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Vector;
+    use super::{Kernel, Vector};
+
+    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+    pub(super) unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller's.
+        unsafe { kernel.run::<Avx512>() }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: the caller's.
+        unsafe { kernel.run::<Avx2>() }
+    }
+
+    /// By the tree of [`Vector::sum`].
+    #[inline(always)]
+    unsafe fn sum_of_eight(numbers: __m256) -> f32 {
+        // SAFETY: the caller vouches for AVX.
+        unsafe {
+            let four =
+                _mm_add_ps(_mm256_castps256_ps128(numbers), _mm256_extractf128_ps::<1>(numbers));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
 
     #[derive(Clone, Copy)]
-    pub(in crate::kernels) struct Avx512(__m512);
+    pub(in crate::cpu::kernels) struct Avx512(__m512);
 
     // SAFETY, for every block below: the trait's contract, that the processor has the
     // instructions and that pointers are good for sixteen numbers.
@@ -160,6 +212,11 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
+        }
+
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
         }
@@ -168,10 +225,19 @@ mod x86 {
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
             Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
         }
+
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe {
+                let bits = _mm512_castps_pd(self.0);
+                let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(bits));
+                sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(self.0), upper))
+            }
+        }
     }
 
     #[derive(Clone, Copy)]
-    pub(in crate::kernels) struct Avx2(__m256, __m256);
+    pub(in crate::cpu::kernels) struct Avx2(__m256, __m256);
 
     // SAFETY, for every block below: as above.
     #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, above")]
@@ -215,6 +281,15 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            unsafe {
+                let widen = |half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half));
+                let both = _mm_loadu_si128(from.cast());
+                Self(widen(both), widen(_mm_srli_si128::<8>(both)))
+            }
+        }
+
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe {
                 _mm256_storeu_ps(to, self.0);
@@ -225,6 +300,11 @@ mod x86 {
         #[inline(always)]
         unsafe fn add_product(self, a: Self, b: Self) -> Self {
             unsafe { Self(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
+        }
+
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe { sum_of_eight(_mm256_add_ps(self.0, self.1)) }
         }
     }
 }

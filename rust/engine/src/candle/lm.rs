@@ -3,15 +3,16 @@
 use candle_core::Tensor;
 use moshi_ctl_core::LmShape;
 
+use super::linear::{Embedding, Linear};
+use super::norm::Norm;
+use super::transformer::Transformer;
 use crate::EngineError;
+use crate::backend::{LmInputs, LmOutputs};
 use crate::conditioner::{Conditioning, condition};
-use crate::linear::{Embedding, Linear};
-use crate::norm::Norm;
-use crate::transformer::Transformer;
 use crate::weights::Weights;
 
 /// A temporal transformer with its embeddings and heads.
-pub(crate) struct LanguageModel {
+pub(super) struct LanguageModel {
     text_embedding: Embedding,
     audio_embeddings: Vec<Embedding>,
     condition: Option<Tensor>,
@@ -21,25 +22,8 @@ pub(crate) struct LanguageModel {
     vad_heads: Vec<Linear>,
 }
 
-/// The tokens one lane puts in.
-#[derive(Debug, Clone)]
-pub(crate) struct LmInput {
-    pub(crate) text: u32,
-    /// One per codebook.
-    pub(crate) audio: Vec<u32>,
-}
-
-/// What comes out for one lane.
-#[derive(Debug, Clone)]
-pub(crate) struct LmOutput {
-    /// One per text token.
-    pub(crate) text_logits: Vec<f32>,
-    /// Probability of each VAD head's first class.
-    pub(crate) vad: Vec<f32>,
-}
-
 impl LanguageModel {
-    pub(crate) fn load(
+    pub(super) fn load(
         shape: &LmShape,
         conditioning: Option<Conditioning>,
         lanes: usize,
@@ -56,7 +40,9 @@ impl LanguageModel {
             audio_embeddings: (0..shape.audio_codebooks)
                 .map(audio_embedding)
                 .collect::<Result<_, _>>()?,
-            condition: condition(shape, conditioning, weights)?,
+            condition: condition(shape, conditioning, weights)?
+                .map(|vector| Tensor::from_vec(vector, d, &weights.placement().device))
+                .transpose()?,
             transformer: Transformer::load(&shape.transformer, lanes, &weights.at("transformer"))?,
             out_norm: Norm::load(shape.transformer.norm, d, &weights.at("out_norm"))?,
             text_head: Linear::load(
@@ -69,41 +55,43 @@ impl LanguageModel {
         })
     }
 
-    pub(crate) fn reset(&mut self, lane: usize) {
+    pub(super) fn reset(&mut self, lane: usize) {
         self.transformer.reset(lane);
     }
 
+    pub(super) fn fill_context(&mut self, lane: usize) {
+        self.transformer.fill_context(lane);
+    }
+
     /// Advances `lanes` by one step with one input each.
-    pub(crate) fn forward(
+    pub(super) fn forward(
         &mut self,
-        inputs: &[LmInput],
+        inputs: &LmInputs,
         lanes: &[usize],
-    ) -> Result<Vec<LmOutput>, EngineError> {
-        let x = self.embed(inputs)?.unsqueeze(1)?;
+        outputs: &mut LmOutputs,
+    ) -> Result<(), EngineError> {
+        let x = self.embed(inputs, lanes.len())?.unsqueeze(1)?;
         let x = self.out_norm.forward(&self.transformer.forward(x, lanes)?)?.squeeze(1)?;
-        let logits = self.text_head.forward(&x)?.to_vec2::<f32>()?;
-        let mut outputs: Vec<LmOutput> =
-            logits.into_iter().map(|text_logits| LmOutput { text_logits, vad: vec![] }).collect();
-        for head in &self.vad_heads {
-            let classes = candle_nn::ops::softmax_last_dim(&head.forward(&x)?)?;
-            let first = classes.narrow(1, 0, 1)?.flatten_all()?.to_vec1::<f32>()?;
-            for (output, probability) in outputs.iter_mut().zip(first) {
-                output.vad.push(probability);
-            }
-        }
-        Ok(outputs)
+        outputs.text_logits = self.text_head.forward(&x)?.flatten_all()?.to_vec1()?;
+        let first_classes = (self.vad_heads.iter())
+            .map(|head| Ok(candle_nn::ops::softmax_last_dim(&head.forward(&x)?)?.narrow(1, 0, 1)?))
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        outputs.vad = match first_classes.as_slice() {
+            [] => vec![],
+            heads => Tensor::cat(heads, 1)?.flatten_all()?.to_vec1()?,
+        };
+        Ok(())
     }
 
     /// The sum of all embeddings and the condition, lanes × d_model.
-    fn embed(&self, inputs: &[LmInput]) -> Result<Tensor, EngineError> {
+    fn embed(&self, inputs: &LmInputs, lanes: usize) -> Result<Tensor, EngineError> {
         let look_up = |embedding: &Embedding, tokens: Vec<u32>| {
-            let tokens = Tensor::from_vec(tokens, inputs.len(), embedding.device())?;
+            let tokens = Tensor::from_vec(tokens, lanes, embedding.device())?;
             embedding.forward(&tokens)
         };
-        let mut sum =
-            look_up(&self.text_embedding, inputs.iter().map(|input| input.text).collect())?;
+        let mut sum = look_up(&self.text_embedding, inputs.text.clone())?;
         for (k, embedding) in self.audio_embeddings.iter().enumerate() {
-            let tokens = inputs.iter().map(|input| input.audio[k]).collect();
+            let tokens = (0..lanes).map(|lane_index| inputs.audio_of(lane_index)[k]).collect();
             sum = (sum + look_up(embedding, tokens)?)?;
         }
         Ok(match &self.condition {

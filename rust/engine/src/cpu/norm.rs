@@ -1,22 +1,20 @@
 //! Normalisation of the residual stream.
 
-use candle_core::Tensor;
 use moshi_ctl_core::Norm as NormKind;
 
+use super::kernels::{layer_norm, rms_norm};
+use super::pool::Pool;
 use crate::EngineError;
 use crate::weights::Weights;
 
 /// Scales rows to unit root mean square or unit variance.
-pub(crate) enum Norm {
-    Rms { scale: Tensor },
-    Layer { scale: Tensor, bias: Tensor },
+pub(super) enum Norm {
+    Rms { scale: Vec<f32> },
+    Layer { scale: Vec<f32>, bias: Vec<f32> },
 }
 
 impl Norm {
-    const RMS_EPSILON: f32 = 1e-8;
-    const LAYER_EPSILON: f32 = 1e-5;
-
-    pub(crate) fn load(
+    pub(super) fn load(
         kind: NormKind,
         width: usize,
         weights: &Weights<'_>,
@@ -33,14 +31,17 @@ impl Norm {
         })
     }
 
-    /// `x`: … × width, f32.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor, EngineError> {
-        let x = x.contiguous()?;
-        Ok(match self {
-            Self::Rms { scale } => candle_nn::ops::rms_norm(&x, scale, Self::RMS_EPSILON)?,
-            Self::Layer { scale, bias } => {
-                candle_nn::ops::layer_norm(&x, scale, bias, Self::LAYER_EPSILON)?
+    /// `x`: rows × width. `y` becomes the same.
+    pub(super) fn forward(&self, x: &[f32], y: &mut Vec<f32>, pool: &mut Pool) {
+        let (Self::Rms { scale } | Self::Layer { scale, .. }) = self;
+        let width = scale.len();
+        y.resize(x.len(), 0.0);
+        pool.for_each_chunk(y, width, |row, y| {
+            let x = &x[row * width..][..width];
+            match self {
+                Self::Rms { scale } => rms_norm(x, scale, y),
+                Self::Layer { scale, bias } => layer_norm(x, scale, bias, y),
             }
-        })
+        });
     }
 }

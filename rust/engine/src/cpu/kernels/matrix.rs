@@ -8,10 +8,9 @@ use half::{bf16, f16};
 use moshi_ctl_core::Precision;
 use rayon::prelude::*;
 
-#[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
-use super::simd::{LEVEL, Level, Portable, Vector, WIDTH};
+use super::simd::{Kernel, Vector, WIDTH, dispatch};
 use crate::checkpoint::RawTensor;
+use crate::cpu::pool::{Disjoint, Pool};
 
 /// Rows that share one reading of the weights.
 const MAX_TILE_ROWS: usize = 8;
@@ -54,41 +53,41 @@ impl Rows {
         Self { count, group_rows: count.max(1), group_stride: 0, row_stride: width }
     }
 
-    fn offset(&self, row: usize) -> usize {
+    pub(crate) fn offset(&self, row: usize) -> usize {
         (row / self.group_rows) * self.group_stride + (row % self.group_rows) * self.row_stride
     }
 }
 
 impl PackedMatrix {
-    /// Packs a row-major `outputs × inputs` matrix.
+    /// Packs a row-major `outputs × inputs` matrix; what q8 does not apply to is held in f32.
     pub(crate) fn pack(
         raw: &RawTensor<'_>,
         outputs: usize,
         inputs: usize,
         precision: Precision,
     ) -> Self {
-        let panels = match precision {
-            Precision::F32 => Panels::F32(pack_panels(outputs, inputs, |index| raw.get(index))),
-            Precision::F16 | Precision::Q8 => Panels::F16(pack_panels(outputs, inputs, |index| {
-                f16::from_f32(raw.get(index)).to_bits()
-            })),
-            Precision::Bf16 => Panels::Bf16(pack_panels(outputs, inputs, |index| {
-                bf16::from_f32(raw.get(index)).to_bits()
-            })),
-        };
-        Self { outputs, inputs, panels, bias: no_bias(outputs) }
+        Self::pack_with(outputs, inputs, precision, |output, input| {
+            raw.get(output * inputs + input)
+        })
     }
 
-    /// Packs an f32 matrix whose element at (output, input) is `value(output, input)`.
+    /// Packs a matrix whose element at (output, input) is `value(output, input)`.
     pub(crate) fn pack_with(
         outputs: usize,
         inputs: usize,
+        precision: Precision,
         value: impl Fn(usize, usize) -> f32 + Sync,
     ) -> Self {
-        let panels = pack_panels(outputs, inputs, |index| {
-            value(index / inputs.max(1), index % inputs.max(1))
-        });
-        Self { outputs, inputs, panels: Panels::F32(panels), bias: no_bias(outputs) }
+        let panels = match precision {
+            Precision::F32 | Precision::Q8 => Panels::F32(pack_panels(outputs, inputs, value)),
+            Precision::F16 => Panels::F16(pack_panels(outputs, inputs, |output, input| {
+                f16::from_f32(value(output, input)).to_bits()
+            })),
+            Precision::Bf16 => Panels::Bf16(pack_panels(outputs, inputs, |output, input| {
+                bf16::from_f32(value(output, input)).to_bits()
+            })),
+        };
+        Self { outputs, inputs, panels, bias: vec![0.0; outputs.next_multiple_of(WIDTH)] }
     }
 
     /// Adds `bias`, one number per output, to every product.
@@ -107,7 +106,7 @@ impl PackedMatrix {
     ///
     /// # Panics
     /// When `x` is too short for `rows` or `y` has the wrong length.
-    pub(crate) fn multiply(&self, x: &[f32], rows: Rows, y: &mut [f32]) {
+    pub(crate) fn multiply(&self, x: &[f32], rows: Rows, y: &mut [f32], pool: &mut Pool) {
         assert_eq!(y.len(), rows.count * self.outputs, "length of the product");
         if y.is_empty() {
             return;
@@ -115,33 +114,29 @@ impl PackedMatrix {
         assert!(x.len() >= rows.offset(rows.count - 1) + self.inputs, "length of the left operand");
         let panels = self.outputs.div_ceil(WIDTH);
         let groups = panels.div_ceil(TILE_PANELS);
-        let job = Job { matrix: self, x, rows, y: Output(y.as_mut_ptr()) };
+        let job = Job { matrix: self, x, rows, y: Disjoint::new(y) };
         if rows.count * self.outputs * self.inputs < PARALLEL_FROM {
-            return job.run(0..rows.count, 0..groups);
+            return job.compute(0..rows.count, 0..groups);
         }
-        let pieces = rayon::current_num_threads() * PIECES_PER_THREAD;
+        let pieces = pool.threads() * PIECES_PER_THREAD;
         if groups >= pieces {
             let size = groups.div_ceil(pieces);
-            (0..groups.div_ceil(size)).into_par_iter().for_each(|piece| {
-                job.run(0..rows.count, piece * size..groups.min((piece + 1) * size));
+            pool.run(groups.div_ceil(size), &|piece, _| {
+                job.compute(0..rows.count, piece * size..groups.min((piece + 1) * size));
             });
         } else {
             let size = rows.count.div_ceil(pieces).next_multiple_of(MAX_TILE_ROWS);
-            (0..rows.count.div_ceil(size)).into_par_iter().for_each(|piece| {
-                job.run(piece * size..rows.count.min((piece + 1) * size), 0..groups);
+            pool.run(rows.count.div_ceil(size), &|piece, _| {
+                job.compute(piece * size..rows.count.min((piece + 1) * size), 0..groups);
             });
         }
     }
 }
 
-fn no_bias(outputs: usize) -> Vec<f32> {
-    vec![0.0; outputs.next_multiple_of(WIDTH)]
-}
-
 fn pack_panels<T: Copy + Default + Send + Sync>(
     outputs: usize,
     inputs: usize,
-    value: impl Fn(usize) -> T + Sync,
+    value: impl Fn(usize, usize) -> T + Sync,
 ) -> Vec<T> {
     let mut panels = vec![T::default(); outputs.div_ceil(WIDTH) * inputs * WIDTH];
     if panels.is_empty() {
@@ -149,77 +144,54 @@ fn pack_panels<T: Copy + Default + Send + Sync>(
     }
     panels.par_chunks_mut(inputs * WIDTH).enumerate().for_each(|(panel, chunk)| {
         for column in 0..WIDTH.min(outputs - panel * WIDTH) {
-            let row = (panel * WIDTH + column) * inputs;
             for input in 0..inputs {
-                chunk[input * WIDTH + column] = value(row + input);
+                chunk[input * WIDTH + column] = value(panel * WIDTH + column, input);
             }
         }
     });
     panels
 }
 
-/// The product, shared by the threads that fill in disjoint parts of it.
-#[derive(Clone, Copy)]
-struct Output(*mut f32);
-
-// SAFETY: pieces of a job write disjoint ranges of rows or of columns, and the slice outlives
-// the job, which is finished before `multiply` returns.
-unsafe impl Send for Output {}
-// SAFETY: as above.
-unsafe impl Sync for Output {}
-
 struct Job<'a> {
     matrix: &'a PackedMatrix,
     x: &'a [f32],
     rows: Rows,
-    y: Output,
+    /// The product, of which the pieces of a job fill in disjoint parts.
+    y: Disjoint<'a, f32>,
+}
+
+/// The part of a job that one thread does at a time.
+struct Piece<'a> {
+    job: &'a Job<'a>,
+    rows: std::ops::Range<usize>,
+    /// Groups of [`TILE_PANELS`] panels.
+    groups: std::ops::Range<usize>,
 }
 
 impl Job<'_> {
-    /// Computes `rows` of the columns covered by the groups of [`TILE_PANELS`] panels.
-    fn run(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
-        // SAFETY: LEVEL names instructions this processor has.
-        unsafe {
-            match *LEVEL {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => self.run_avx512(rows, groups),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => self.run_avx2(rows, groups),
-                Level::Portable => self.run_with::<Portable>(rows, groups),
-            }
-        }
+    fn compute(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
+        dispatch(Piece { job: self, rows, groups });
     }
+}
 
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx2,fma,f16c")]
-    unsafe fn run_avx512(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
-        // SAFETY: the caller's.
-        unsafe { self.run_with::<Avx512>(rows, groups) }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn run_avx2(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
-        // SAFETY: the caller's.
-        unsafe { self.run_with::<Avx2>(rows, groups) }
-    }
+impl Kernel for Piece<'_> {
+    type Output = ();
 
     #[inline(always)]
-    unsafe fn run_with<V: Vector>(
-        &self,
-        rows: std::ops::Range<usize>,
-        groups: std::ops::Range<usize>,
-    ) {
+    unsafe fn run<V: Vector>(self) {
+        let Self { job, rows, groups } = self;
         // SAFETY: the caller vouches for V's instructions, each `load` for its own format.
         unsafe {
-            match &self.matrix.panels {
-                Panels::F32(w) => self.run_loading::<V, f32>(w, V::load_f32, rows, groups),
-                Panels::F16(w) => self.run_loading::<V, u16>(w, V::load_f16, rows, groups),
-                Panels::Bf16(w) => self.run_loading::<V, u16>(w, V::load_bf16, rows, groups),
+            match &job.matrix.panels {
+                Panels::F32(w) => job.run_loading::<V, f32>(w, V::load_f32, rows, groups),
+                Panels::F16(w) => job.run_loading::<V, u16>(w, V::load_f16, rows, groups),
+                Panels::Bf16(w) => job.run_loading::<V, u16>(w, V::load_bf16, rows, groups),
             }
         }
     }
+}
 
+impl Job<'_> {
     #[inline(always)]
     unsafe fn run_loading<V: Vector, W>(
         &self,
@@ -285,13 +257,15 @@ impl Job<'_> {
             for (r, row_sums) in sums.into_iter().enumerate() {
                 for (p, sum) in row_sums.into_iter().enumerate().take(panels) {
                     let column = (first_panel + p) * WIDTH;
-                    let to = self.y.0.add((first_row + r) * outputs + column);
-                    if column + WIDTH <= outputs {
-                        sum.store(to);
+                    let start = (first_row + r) * outputs + column;
+                    let width = WIDTH.min(outputs - column);
+                    let to = self.y.range(start..start + width);
+                    if width == WIDTH {
+                        sum.store(to.as_mut_ptr());
                     } else {
                         let mut last = [0f32; WIDTH];
                         sum.store(last.as_mut_ptr());
-                        std::ptr::copy_nonoverlapping(last.as_ptr(), to, outputs - column);
+                        to.copy_from_slice(&last[..width]);
                     }
                 }
             }
@@ -315,7 +289,7 @@ mod tests {
 
     fn product(matrix: &PackedMatrix, x: &[f32], rows: Rows) -> Vec<f32> {
         let mut y = vec![f32::NAN; rows.count * matrix.outputs];
-        matrix.multiply(x, rows, &mut y);
+        matrix.multiply(x, rows, &mut y, &mut Pool::new(2).unwrap());
         y
     }
 
@@ -323,7 +297,8 @@ mod tests {
     fn multiplies_like_the_definition_for_ragged_sizes() {
         for (rows, outputs, inputs) in [(1, 1, 1), (3, 17, 5), (8, 48, 96), (21, 33, 130)] {
             let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
-            let matrix = PackedMatrix::pack_with(outputs, inputs, |o, i| w[o * inputs + i]);
+            let matrix =
+                PackedMatrix::pack_with(outputs, inputs, Precision::F32, |o, i| w[o * inputs + i]);
             let y = product(&matrix, &x, Rows::contiguous(rows, inputs));
             for r in 0..rows {
                 for o in 0..outputs {
@@ -344,7 +319,8 @@ mod tests {
     fn a_row_is_the_same_whatever_rows_surround_it() {
         let (outputs, inputs) = (4096, 384);
         let w = numbers(outputs * inputs, 3);
-        let matrix = PackedMatrix::pack_with(outputs, inputs, |o, i| w[o * inputs + i]);
+        let matrix =
+            PackedMatrix::pack_with(outputs, inputs, Precision::F32, |o, i| w[o * inputs + i]);
         let x = numbers(19 * inputs, 4);
         let together = product(&matrix, &x, Rows::contiguous(19, inputs));
         for row in 0..19 {
@@ -358,7 +334,7 @@ mod tests {
     fn rows_may_overlap_in_groups() {
         // Two sequences of 6 numbers, windows of 4 every 2: a strided convolution.
         let x = numbers(12, 5);
-        let matrix = PackedMatrix::pack_with(1, 4, |_, i| (i + 1) as f32);
+        let matrix = PackedMatrix::pack_with(1, 4, Precision::F32, |_, i| (i + 1) as f32);
         let rows = Rows { count: 4, group_rows: 2, group_stride: 6, row_stride: 2 };
         let y = product(&matrix, &x, rows);
         for (row, start) in [0, 2, 6, 8].into_iter().enumerate() {

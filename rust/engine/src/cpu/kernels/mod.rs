@@ -1,0 +1,20 @@
+//! Hot loops on plain slices.
+
+mod attention;
+mod elementwise;
+mod matrix;
+mod nearest;
+
+mod q8;
+mod ring;
+mod rows;
+mod simd;
+
+pub(super) use attention::{Attention, AttentionShape};
+pub(super) use elementwise::{add_scaled, elu_into, gate, gelu_erf};
+pub(super) use matrix::{PackedMatrix, Rows};
+pub(super) use nearest::{Codebook, Nearest};
+
+pub(super) use q8::{Activations, DotLevel, Q8Matrix, dot_level};
+pub(super) use ring::Ring;
+pub(super) use rows::{layer_norm, rms_norm, softmax};
