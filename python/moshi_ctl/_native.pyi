@@ -8,6 +8,7 @@ __all__ = [
     "FRAME_SAMPLES",
     "SAMPLE_RATE_HZ",
     "build_info",
+    "quantize",
     "read_config",
     "serve",
     "write_random_checkpoint",
@@ -17,6 +18,7 @@ SAMPLE_RATE_HZ: int
 FRAME_SAMPLES: int
 
 def build_info() -> dict[str, str]: ...
+def quantize(source: str | PathLike[str], target: str | PathLike[str]) -> dict[str, int]: ...
 def read_config(path: str | PathLike[str], *, require_files: bool) -> dict[str, Any]: ...
 def serve(
     config_path: str | PathLike[str],

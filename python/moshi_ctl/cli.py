@@ -16,6 +16,7 @@ from moshi_ctl import (
     env,
     hub,
     keys,
+    quantizing,
     report,
     shipped,
     transcribing,
@@ -200,3 +201,15 @@ def _random_checkpoint(
     )
     for path in written:
         typer.echo(path)
+
+
+@app.command("quantize")
+def _quantize(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A language model: safetensors or GGUF.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The GGUF file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a language model with its matrices in eight bits."""
+    typer.echo(f"{target}: {quantizing.run(source, target, overwrite=force)}")

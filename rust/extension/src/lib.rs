@@ -3,6 +3,7 @@
 //! down in `python/moshi_ctl/_native.pyi`.
 
 mod errors;
+mod quantize;
 mod random_checkpoint;
 mod serve;
 
@@ -59,6 +60,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(read_config, module)?)?;
     module.add_function(wrap_pyfunction!(serve::serve, module)?)?;
+    module.add_function(wrap_pyfunction!(quantize::quantize, module)?)?;
     module.add_function(wrap_pyfunction!(random_checkpoint::write_random_checkpoint, module)?)?;
     Ok(())
 }
