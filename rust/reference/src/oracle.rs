@@ -8,7 +8,6 @@ use moshi::candle_nn::VarBuilder;
 use moshi::conditioner::Condition;
 use moshi::lm::LmModel;
 use moshi::mimi::Mimi;
-use moshi::nn::MaybeQuantizedVarBuilder;
 use moshi::{StreamMask, conv, lm, mimi, seanet};
 use moshi_ctl_core::units::{FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ};
 use moshi_ctl_core::{CodecShape, LmShape};
@@ -41,7 +40,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Loads both files, converting to f32.
+    /// Loads both files, converting to f32; a language model in GGUF stays quantized.
     ///
     /// # Errors
     /// As the `moshi` crate reports them.
@@ -52,10 +51,8 @@ impl Oracle {
         conditioning: Option<Conditioning>,
     ) -> Result<Self> {
         let mimi = Mimi::new(codec_config(shape)?, weights(codec_file)?)?;
-        let lm = LmModel::new(
-            &language_model_config(shape)?,
-            MaybeQuantizedVarBuilder::Real(weights(lm_file)?),
-        )?;
+        let config = language_model_config(shape)?;
+        let lm = lm::load_lm_model(config, lm_file, DType::F32, &Device::Cpu)?;
         let condition = condition(&lm, conditioning)?;
         let text = lm.text_start_token();
         let audio = vec![lm.audio_pad_token(); lm.in_audio_codebooks()];

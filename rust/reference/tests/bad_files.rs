@@ -6,7 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 use moshi_ctl_core::{ExtraHeads, LmShape, Precision};
-use moshi_ctl_engine::{AsrModel, AsrSpec};
+use moshi_ctl_engine::{AsrModel, AsrSpec, quantize};
 use moshi_ctl_reference::checkpoints::Checkpoints;
 use moshi_ctl_reference::shapes;
 use tempfile::TempDir;
@@ -75,6 +75,21 @@ fn truncated_files() {
         fs::write(file, whole).unwrap();
     }
     assert!(AsrModel::load(&files.spec(1)).is_ok());
+}
+
+#[test]
+fn truncated_gguf() {
+    let (folder, mut files) = written();
+    let lm_file = folder.path().join("lm.gguf");
+    quantize(&files.lm_file, &lm_file).unwrap();
+    files.lm_file = lm_file;
+    assert!(AsrModel::load(&files.spec(1)).is_ok());
+    let whole = fs::read(&files.lm_file).unwrap();
+    for len in [4, 20, 1_000, whole.len() / 2, whole.len() - 100] {
+        truncate(&files.lm_file, len as u64);
+        assert_refused(&files.spec(1), &["lm.gguf", "cut off"]);
+        fs::write(&files.lm_file, &whole).unwrap();
+    }
 }
 
 #[test]
