@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
 from pathlib import Path
 
 import pytest
 
-from support import cli, configs
+from support import cli, configs, safetensors
 
 
 def digest(path: Path) -> str:
@@ -31,10 +29,8 @@ def write(folder: Path, *arguments: str) -> dict[str, str]:
 
 def types(path: Path) -> set[str]:
     """The number formats of a safetensors file."""
-    data = path.read_bytes()
-    (size,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + size])
-    return {entry["dtype"] for name, entry in header.items() if name != "__metadata__"}
+    entries, _ = safetensors.header(path)
+    return {entry["dtype"] for entry in entries.values()}
 
 
 def test_a_seed_decides_everything(tmp_path: Path) -> None:

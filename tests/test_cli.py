@@ -21,7 +21,7 @@ def test_version(tmp_path: Path) -> None:
 def test_help_names_every_command(tmp_path: Path) -> None:
     result = cli.run("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for command in ("worker", "validate", "configs", "transcribe", "random-checkpoint"):
+    for command in ("worker", "validate", "configs", "transcribe", "random-checkpoint", "quantize"):
         assert command in result.stdout
 
 
@@ -38,6 +38,8 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         ["transcribe", "a.wav", "--format", "doc"],
         ["configs", "no-such-config"],
         ["random-checkpoint", "--config", "demo", "--precision", "q8"],
+        ["quantize"],
+        ["quantize", "a.safetensors"],
     ],
 )
 def test_usage_errors(arguments: list[str], tmp_path: Path) -> None:
