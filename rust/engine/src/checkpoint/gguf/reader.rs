@@ -92,7 +92,10 @@ impl TensorInfo<'_> {
             .try_fold(1u64, |product, dim| product.checked_mul(*dim))
             .filter(|elements| *elements <= file_len as u64)
             .ok_or_else(|| {
-                format!("shape {shape:?} does not fit into the file's {file_len} bytes")
+                format!(
+                    "shape {shape:?} does not fit into the file's {file_len} bytes; it was cut off \
+                     or changed"
+                )
             })?;
         let bytes = known.bytes(elements as usize);
         let end = in_file(start.saturating_add(bytes as u64))?;
