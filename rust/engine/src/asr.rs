@@ -187,6 +187,20 @@ impl AsrModel {
         self.backend.fill_context(lane)
     }
 
+    /// Makes `lane` take `token` for the one it said last, to compare two models on one text.
+    ///
+    /// # Errors
+    /// When `lane` or the token does not exist.
+    pub fn force_text(&mut self, lane: usize, token: u32) -> Result<(), EngineError> {
+        self.check_lane(lane)?;
+        if token as usize >= self.shape.text_in_vocab_size {
+            let size = self.shape.text_in_vocab_size;
+            return Err(EngineError::new(format!("there is no text token {token} among {size}")));
+        }
+        self.lanes[lane].text = token;
+        Ok(())
+    }
+
     /// How each result of the last step came about. A lane that could not be advanced has an
     /// incomplete trace.
     pub fn last_traces(&self) -> Vec<StepTrace> {

@@ -10,11 +10,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
-use moshi_ctl_core::Precision;
 
 use crate::EngineError;
 pub(crate) use format::Format;
@@ -171,15 +169,6 @@ impl Checkpoint {
 impl Checkpoint {
     /// Other systems take a file's pages back by themselves when memory is short.
     fn release(&self, _bytes: &[u8]) {}
-}
-
-/// candle's name for a precision. It has none for q8; what goes with q8 matrices there is f16.
-pub(crate) fn dtype(precision: Precision) -> DType {
-    match precision {
-        Precision::F32 => DType::F32,
-        Precision::F16 | Precision::Q8 => DType::F16,
-        Precision::Bf16 => DType::BF16,
-    }
 }
 
 #[cfg(test)]

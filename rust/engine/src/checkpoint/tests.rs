@@ -2,6 +2,8 @@ use std::fs;
 
 use half::{bf16, f16};
 
+use moshi_ctl_core::Precision;
+
 use super::*;
 use crate::quantization::{self, BLOCK, Q8Block};
 

@@ -216,7 +216,7 @@ const CACHE_LINE: usize = 64;
 /// Asks for the group that is needed [`PREFETCH_AHEAD`] groups from now.
 #[inline(always)]
 unsafe fn prefetch<D: Dot>(group: &Group) {
-    const { assert!(size_of::<Group>() % CACHE_LINE == 0 && GROUP % BLOCK == 0) };
+    const { assert!(size_of::<Group>().is_multiple_of(CACHE_LINE)) };
     let ahead = std::ptr::from_ref(group).wrapping_add(PREFETCH_AHEAD).cast::<u8>();
     for line in 0..size_of::<Group>() / CACHE_LINE {
         // SAFETY: the caller vouches for D; the address is not read.
