@@ -134,7 +134,7 @@ fn a_row_that_is_not_finite_stays_alone() {
 #[test]
 fn scales_are_those_of_the_blocks() {
     let block = Q8Block { scale: f16::from_f32(0.5), values: std::array::from_fn(|i| i as i8) };
-    let matrix = Q8Matrix::from_blocks(1, BLOCK, None, |_, _, _, _| Some(block.clone())).unwrap();
+    let matrix = Q8Matrix::from_blocks(1, BLOCK, None, |_, _, _, _| Some(block)).unwrap();
     let mut x = [0f32; BLOCK];
     x[9] = 127.0;
     assert_eq!(product(&matrix, dot_level(), &x, 1), [127.0 * 9.0 * 0.5]);

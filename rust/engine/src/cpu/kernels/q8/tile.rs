@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use super::super::simd::WIDTH;
 use super::activations::{Activations, BlockOfRows};
 use super::portable::Portable;
-use super::{GROUP, GROUP_BLOCKS, Group, Q8Matrix, QUAD};
+use super::{GROUP_BLOCKS, Group, Q8Matrix, QUAD};
 use crate::cpu::pool::Disjoint;
 use crate::quantization::BLOCK;
 
