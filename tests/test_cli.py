@@ -21,7 +21,15 @@ def test_version(tmp_path: Path) -> None:
 def test_help_names_every_command(tmp_path: Path) -> None:
     result = cli.run("--help", cwd=tmp_path)
     assert result.returncode == 0
-    for command in ("worker", "validate", "configs", "transcribe", "random-checkpoint", "quantize"):
+    for command in (
+        "worker",
+        "validate",
+        "configs",
+        "transcribe",
+        "random-checkpoint",
+        "quantize",
+        "bench",
+    ):
         assert command in result.stdout
 
 

@@ -1,12 +1,14 @@
 # The interface of the compiled half, checked against the built module by tests/test_native.py and
 # by `make lint`. Errors are those of moshi_ctl.errors.
 
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
 __all__ = [
     "FRAME_SAMPLES",
     "SAMPLE_RATE_HZ",
+    "bench",
     "build_info",
     "quantize",
     "read_config",
@@ -17,6 +19,19 @@ __all__ = [
 SAMPLE_RATE_HZ: int
 FRAME_SAMPLES: int
 
+def bench(
+    config_path: str | PathLike[str],
+    module: str,
+    *,
+    files: dict[str, str | PathLike[str]],
+    lanes: list[int],
+    full_context: bool,
+    steps: int,
+    threads: int | None,
+    precision: str | None,
+    cpu: bool,
+    progress: Callable[[int], object],
+) -> dict[str, Any]: ...
 def build_info() -> dict[str, str]: ...
 def quantize(source: str | PathLike[str], target: str | PathLike[str]) -> dict[str, int]: ...
 def read_config(path: str | PathLike[str], *, require_files: bool) -> dict[str, Any]: ...

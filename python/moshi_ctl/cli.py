@@ -11,6 +11,7 @@ import typer
 
 from moshi_ctl import (
     __version__,
+    bench,
     checkpoint,
     config,
     env,
@@ -23,7 +24,7 @@ from moshi_ctl import (
     worker,
 )
 from moshi_ctl.client import DEFAULT_URL
-from moshi_ctl.errors import ConfigError, MoshiCtlError
+from moshi_ctl.errors import ConfigError, MoshiCtlError, UsageError
 
 app = typer.Typer(
     name="moshi-ctl",
@@ -51,6 +52,15 @@ class WeightPrecision(str, Enum):
     F32 = "f32"
     F16 = "f16"
     BF16 = "bf16"
+
+
+class ComputePrecision(str, Enum):
+    """How a model's matrices are held in memory."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8 = "q8"
 
 
 def main() -> NoReturn:
@@ -183,6 +193,80 @@ def _transcribe(
     if key is None:
         key = next(iter(keys.keys_from_environment() or []), None)
     transcribing.run(transcribing.plan(files, output, form), url=url, key=key, form=form)
+
+
+@app.command("bench")
+def _bench(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="CONFIG",
+            help="A TOML file or a shipped name; without it STT 1B's shape with random weights.",
+        ),
+    ] = None,
+    module: Annotated[
+        str | None, typer.Option("--module", help="Which module, where there are several.")
+    ] = None,
+    lanes: Annotated[
+        str, typer.Option("--lanes", metavar="N,N,...", help="How many streams at once.")
+    ] = bench.DEFAULT_LANES,
+    context: Annotated[
+        bench.Context,
+        typer.Option("--context", case_sensitive=False, help="What streams have heard before."),
+    ] = bench.Context.EMPTY,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, max=100_000, help="Steps per number of lanes.")
+    ] = bench.DEFAULT_STEPS,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=1, max=1024, help="On the CPU; one per core.", show_default=False
+        ),
+    ] = None,
+    precision: Annotated[
+        ComputePrecision | None,
+        typer.Option(
+            "--precision",
+            case_sensitive=False,
+            help="Of the language model; else the configuration's or the device's.",
+            show_default=False,
+        ),
+    ] = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Use the CPU even where there is an accelerator.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    random_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--random-dir",
+            help="Folder of the random weights (2.5 GB, written once).",
+            show_default="in ~/.cache",
+        ),
+    ] = None,
+) -> None:
+    """Measure how many streams a model keeps in real time on this machine."""
+    options = bench.BenchOptions(
+        lanes=bench.parse_lanes(lanes),
+        context=context,
+        steps=steps,
+        threads=threads,
+        precision=precision.value if precision else None,
+        cpu=cpu,
+        as_json=as_json,
+    )
+    if config is not None:
+        if random_dir is not None:
+            raise UsageError(
+                "--random-dir: a configuration names its own files",
+                hint="leave out --random-dir or --config",
+            )
+        bench.run(shipped.find(config), module, options)
+    elif module is not None:
+        raise UsageError("--module: there is no configuration", hint="add --config")
+    else:
+        bench.run_with_random_weights(random_dir or bench.default_random_folder(), options)
 
 
 @app.command("random-checkpoint")

@@ -11,6 +11,7 @@ mod cpu;
 mod device;
 mod epsilon;
 mod error;
+pub mod measure;
 mod positions;
 mod quantization;
 mod quantize;

@@ -2,6 +2,7 @@
 //! the engine's types, and their errors into Python's (in [`errors`]). Its interface is written
 //! down in `python/moshi_ctl/_native.pyi`.
 
+mod bench;
 mod errors;
 mod quantize;
 mod random_checkpoint;
@@ -59,6 +60,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("FRAME_SAMPLES", units::FRAME_SAMPLES)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(read_config, module)?)?;
+    module.add_function(wrap_pyfunction!(bench::bench, module)?)?;
     module.add_function(wrap_pyfunction!(serve::serve, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize, module)?)?;
     module.add_function(wrap_pyfunction!(random_checkpoint::write_random_checkpoint, module)?)?;

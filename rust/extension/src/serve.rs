@@ -45,7 +45,8 @@ fn load(module: &AsrModule, cpu: bool) -> Result<Box<dyn StreamingModel>, ModelE
     Ok(Box::new(AsrModel::load(&spec(module, cpu))?))
 }
 
-fn spec(module: &AsrModule, cpu: bool) -> AsrSpec {
+/// What the engine is asked for by `module`.
+pub(crate) fn spec(module: &AsrModule, cpu: bool) -> AsrSpec {
     // Published configurations set conditioning_learnt_padding without having conditioners.
     let conditioning =
         module.model.conditioners.as_ref().map(|_| match module.conditioning_delay {
