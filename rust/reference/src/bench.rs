@@ -1,6 +1,6 @@
-//! Times steps of either engine.
+//! The published crate as a subject of [`moshi_ctl_engine::measure`].
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use moshi::StreamMask;
 use moshi::asr::State;
@@ -9,45 +9,13 @@ use moshi::lm::LmModel;
 use moshi::mimi::Mimi;
 use moshi::nn::MaybeQuantizedVarBuilder;
 use moshi_ctl_core::units::FRAME_SAMPLES;
-use moshi_ctl_core::{LaneFrame, StreamingModel};
-use moshi_ctl_engine::{AsrModel, StepTiming};
+use moshi_ctl_core::{LaneFrame, ModelError};
+use moshi_ctl_engine::StepTiming;
+use moshi_ctl_engine::measure::Subject;
 
 use crate::Result;
 use crate::checkpoints::Checkpoints;
 use crate::oracle;
-
-/// An engine with many lanes of which the first few have a frame in every step.
-pub trait Subject {
-    /// Advances lane `n` by `frames[n]`; lanes beyond have no frame.
-    ///
-    /// # Errors
-    /// When the engine fails.
-    fn step(&mut self, frames: &[&[f32]]) -> Result<StepTiming>;
-}
-
-/// Our engine.
-pub struct Ours(AsrModel);
-
-impl Ours {
-    /// Loads in f32.
-    ///
-    /// # Errors
-    /// When the files cannot be loaded.
-    pub fn load(files: &Checkpoints, lanes: usize) -> Result<Self> {
-        Ok(Self(files.engine(lanes)?))
-    }
-}
-
-impl Subject for Ours {
-    fn step(&mut self, frames: &[&[f32]]) -> Result<StepTiming> {
-        let frames: Vec<LaneFrame<'_>> =
-            frames.iter().enumerate().map(|(lane, pcm)| LaneFrame { lane, pcm }).collect();
-        for step in self.0.step(&frames)? {
-            step.outcome.clone()?;
-        }
-        Ok(self.0.last_timing())
-    }
-}
 
 /// The published crate as its server drives it: batched, with a mask, at any number of lanes.
 pub struct Reference {
@@ -73,16 +41,17 @@ impl Reference {
         let state = State::new(lanes, 0, 0.0, mimi.clone(), lm)?;
         Ok(Self { mimi, state, lanes })
     }
-}
 
-impl Subject for Reference {
-    fn step(&mut self, frames: &[&[f32]]) -> Result<StepTiming> {
+    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<StepTiming> {
         let started = Instant::now();
-        let mut pcm = frames.concat();
-        pcm.resize(self.lanes * FRAME_SAMPLES, 0.0);
+        let mut pcm = vec![0.0; self.lanes * FRAME_SAMPLES];
+        let mut has_frame = vec![false; self.lanes];
+        for frame in frames {
+            pcm[frame.lane * FRAME_SAMPLES..][..FRAME_SAMPLES].copy_from_slice(frame.pcm);
+            has_frame[frame.lane] = true;
+        }
         let pcm = Tensor::from_vec(pcm, (self.lanes, 1, FRAME_SAMPLES), &Device::Cpu)?;
-        let mask = (0..self.lanes).map(|lane| lane < frames.len()).collect();
-        let mask = StreamMask::new(mask, &Device::Cpu)?;
+        let mask = StreamMask::new(has_frame, &Device::Cpu)?;
         let codes = self.mimi.encode_step(&pcm.into(), &mask)?;
         let codes = codes.as_option().ok_or("a whole frame made no audio tokens")?;
         let encoded = Instant::now();
@@ -91,27 +60,25 @@ impl Subject for Reference {
     }
 }
 
-/// Steps `active` lanes, each at its own place of the recording, and returns how long the steps
-/// after the first `warmup` took.
-///
-/// # Errors
-/// When the engine fails.
-pub fn time_steps(
-    subject: &mut dyn Subject,
-    speech: &[Vec<f32>],
-    active: usize,
-    warmup: usize,
-    steps: usize,
-) -> Result<Vec<(Duration, StepTiming)>> {
-    let mut times = Vec::with_capacity(steps);
-    for step in 0..warmup + steps {
-        let frames: Vec<&[f32]> =
-            (0..active).map(|lane| speech[(step + 29 * lane) % speech.len()].as_slice()).collect();
-        let started = Instant::now();
-        let timing = subject.step(&frames)?;
-        if step >= warmup {
-            times.push((started.elapsed(), timing));
-        }
+impl Subject for Reference {
+    fn restart(&mut self, lane: usize) -> std::result::Result<(), ModelError> {
+        let mut reset = || -> Result<()> {
+            self.mimi.reset_batch_idx(lane, self.lanes)?;
+            Ok(self.state.reset_batch_idx(lane)?)
+        };
+        reset().map_err(model_error)
     }
-    Ok(times)
+
+    /// Nothing to do: it attends to its whole ring, masked, from the first step on.
+    fn fill(&mut self, _lane: usize) -> std::result::Result<(), ModelError> {
+        Ok(())
+    }
+
+    fn advance(&mut self, frames: &[LaneFrame<'_>]) -> std::result::Result<StepTiming, ModelError> {
+        self.step(frames).map_err(model_error)
+    }
+}
+
+fn model_error(error: Box<dyn std::error::Error + Send + Sync>) -> ModelError {
+    ModelError::new(error.to_string())
 }

@@ -6,6 +6,7 @@ pub mod checkpoints;
 pub mod compare;
 pub mod oracle;
 pub mod ours;
+pub mod roofline;
 pub mod shapes;
 
 /// What the helpers of this crate fail with; its users are tests and benchmarks.

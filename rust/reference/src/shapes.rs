@@ -155,3 +155,34 @@ pub fn short_context() -> LmShape {
         ..full
     }
 }
+
+/// Numbers of the matrices that a step of the language model reads, whatever the number of lanes;
+/// of the embeddings it reads only rows.
+pub fn matrix_numbers(shape: &LmShape) -> usize {
+    let transformer = &shape.transformer;
+    let width = transformer.d_model;
+    let feed_forward = match transformer.gating {
+        Some(_) => 3 * transformer.gated_width(),
+        None => 2 * transformer.dim_feedforward,
+    };
+    let layer = width * (4 * width + feed_forward);
+    let heads = shape.extra_heads.map_or(0, |heads| heads.num_heads * heads.dim);
+    transformer.num_layers * layer + width * (shape.text_out_vocab_size + heads)
+}
+
+/// Keys and values that a step of the language model reads for a lane with a full context.
+pub fn ring_numbers(shape: &LmShape) -> usize {
+    let transformer = &shape.transformer;
+    2 * transformer.num_layers * transformer.context * transformer.d_model
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_of_stt_1b_reads_838_million_weights_and_49_million_keys_and_values() {
+        assert_eq!(matrix_numbers(&stt_1b()) / 1_000_000, 838);
+        assert_eq!(ring_numbers(&stt_1b()) / 1_000_000, 49);
+    }
+}

@@ -1,39 +1,35 @@
-//! Times the steps of one engine in a process of its own, and prints one line of JSON.
-//! `benchmarks/engine_step.py` runs it for both engines and puts the results side by side.
+//! Times the steps of one engine in a process of its own, and prints one line of JSON. The
+//! scripts in `benchmarks` run it for both engines and put the results side by side.
 //!
 //!     moshi-ctl-bench-step write --shape SHAPE --folder FOLDER
 //!     moshi-ctl-bench-step ours|reference --shape SHAPE --folder FOLDER --lanes N --active N
-//!         --warmup N --steps N
+//!         --warmup N --steps N [--context empty|full]
+//!         [--precision f32|f16|bf16|q8] [--kv f32|f16|bf16|q8] [--threads N]
 //!
-//! SHAPE: see [`shapes::named`].
+//! SHAPE: see [`shapes::named`]. The last three are for ours: f32, its choice of keys and values,
+//! and its choice of threads where they are missing.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use moshi_ctl_core::Precision;
+use moshi_ctl_core::{ModelError, Precision};
+use moshi_ctl_engine::measure::{Context, Memory, Plan, StepTime, Subject, measure};
+use moshi_ctl_engine::{AsrModel, AsrSpec};
 use moshi_ctl_reference::audio::{asset, read_frames};
-use moshi_ctl_reference::bench::{Ours, Reference, Subject, time_steps};
+use moshi_ctl_reference::bench::Reference;
 use moshi_ctl_reference::checkpoints::Checkpoints;
 use moshi_ctl_reference::{Result, shapes};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mode = arguments.next().unwrap_or_default();
-    let mut options = HashMap::new();
-    while let Some(name) = arguments.next() {
-        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
-        options.insert(name, value);
-    }
-    let text = |name: &str| options.get(name).ok_or_else(|| format!("{name} is missing"));
-    let number = |name: &str| {
-        Ok::<usize, Box<dyn std::error::Error + Send + Sync>>(
-            text(name)?.parse().map_err(|e| format!("{name}: {e}"))?,
-        )
-    };
-    let shape = shapes::named(text("--shape")?)?;
-    let folder = Path::new(text("--folder")?);
+    let options = Options::read(arguments)?;
+    let shape = shapes::named(options.text("--shape")?)?;
+    let folder = Path::new(options.text("--folder")?);
     if mode == "write" {
         std::fs::create_dir_all(folder)?;
         Checkpoints::write(folder, shape, 1, Precision::Bf16)?;
@@ -41,46 +37,110 @@ fn main() -> Result<()> {
     }
 
     let files = Checkpoints::at(folder, shape);
-    let (lanes, active) = (number("--lanes")?, number("--active")?);
-    let started = Instant::now();
-    let mut subject: Box<dyn Subject> = match mode.as_str() {
-        "ours" => Box::new(Ours::load(&files, lanes)?),
-        "reference" => Box::new(Reference::load(&files, lanes)?),
-        _ => return Err("first comes `write`, `ours` or `reference`".into()),
+    let lanes = options.number("--lanes")?;
+    let plan = Plan {
+        active: options.number("--active")?,
+        context: match options.optional("--context") {
+            None | Some("empty") => Context::Empty,
+            Some("full") => Context::Full,
+            Some(other) => return Err(format!("--context: {other}: empty or full").into()),
+        },
+        warmup: options.number("--warmup")?,
+        steps: options.number::<NonZeroUsize>("--steps")?,
     };
+    let started = Instant::now();
+    let (mut subject, about) = load(&mode, &files, lanes, &options)?;
     let load_s = started.elapsed().as_secs_f64();
-    let loaded = memory()?;
+    let loaded = Memory::now();
     let speech = read_frames(&asset("speech-long.wav"))?;
-    let steps =
-        time_steps(subject.as_mut(), &speech, active, number("--warmup")?, number("--steps")?)?;
-    let ms = |duration: &dyn Fn(usize) -> Duration| -> Vec<f64> {
-        (0..steps.len()).map(|n| duration(n).as_secs_f64() * 1e3).collect()
+    let times = measure(subject.as_mut(), &speech, &plan, || Ok::<_, ModelError>(()))?;
+    let ms = |part: fn(&StepTime) -> Duration| -> Vec<f64> {
+        times.iter().map(|time| 1e3 * part(time).as_secs_f64()).collect()
     };
     let line = json!({
         "engine": mode,
+        "about": about,
         "lanes": lanes,
-        "active": active,
+        "active": plan.active,
         "load_s": load_s,
-        "step_ms": ms(&|n| steps[n].0),
-        "codec_ms": ms(&|n| steps[n].1.codec),
-        "lm_ms": ms(&|n| steps[n].1.lm),
+        "step_ms": ms(|time| time.whole),
+        "codec_ms": ms(|time| time.parts.codec),
+        "lm_ms": ms(|time| time.parts.lm),
         "loaded": loaded,
-        "end": memory()?,
+        "end": Memory::now(),
+        "matrix_numbers": shapes::matrix_numbers(&files.shape),
+        "ring_numbers_per_lane": shapes::ring_numbers(&files.shape),
     });
     println!("{line}");
     Ok(())
 }
 
-/// What the kernel says about this process, in bytes: the highest resident size so far, the
-/// present one, and how much of that is not a file's pages. Linux only; empty elsewhere.
-fn memory() -> Result<HashMap<String, usize>> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mut memory = HashMap::new();
-    for line in status.lines() {
-        if let Some((name @ ("VmHWM" | "VmRSS" | "RssAnon"), value)) = line.split_once(':') {
-            let kib: usize = value.trim().trim_end_matches(" kB").parse()?;
-            memory.insert(name.to_owned(), 1024 * kib);
+/// The engine that `mode` names, and how it computes.
+fn load(
+    mode: &str,
+    files: &Checkpoints,
+    lanes: usize,
+    options: &Options,
+) -> Result<(Box<dyn Subject>, Value)> {
+    match mode {
+        "ours" => {
+            let spec = files.spec(lanes);
+            let spec = AsrSpec {
+                precision: options.precision("--precision")?.or(spec.precision),
+                kv_precision: options.precision("--kv")?.or(spec.kv_precision),
+                threads: options.optional("--threads").map(str::parse).transpose()?,
+                ..spec
+            };
+            let model = AsrModel::load(&spec)?;
+            let about = json!({
+                "precision": model.precision(),
+                "kv_precision": model.kv_precision(),
+                "threads": model.threads(),
+                "instructions": model.instructions(),
+            });
+            Ok((Box::new(model), about))
         }
+        "reference" => {
+            for ours in ["--precision", "--kv", "--threads"] {
+                if options.optional(ours).is_some() {
+                    return Err(format!("{ours}: the reference has no such option").into());
+                }
+            }
+            let about = json!({"precision": Precision::F32, "kv_precision": Precision::F32});
+            Ok((Box::new(Reference::load(files, lanes)?), about))
+        }
+        _ => Err("first comes `write`, `ours` or `reference`".into()),
     }
-    Ok(memory)
+}
+
+/// `--name value` pairs.
+struct Options(HashMap<String, String>);
+
+impl Options {
+    fn read(mut arguments: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = HashMap::new();
+        while let Some(name) = arguments.next() {
+            let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+            options.insert(name, value);
+        }
+        Ok(Self(options))
+    }
+
+    fn optional(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    fn text(&self, name: &str) -> Result<&str> {
+        Ok(self.optional(name).ok_or_else(|| format!("{name} is missing"))?)
+    }
+
+    fn number<N: FromStr<Err: std::fmt::Display>>(&self, name: &str) -> Result<N> {
+        Ok(self.text(name)?.parse().map_err(|error| format!("{name}: {error}"))?)
+    }
+
+    fn precision(&self, name: &str) -> Result<Option<Precision>> {
+        let Some(wanted) = self.optional(name) else { return Ok(None) };
+        let precision = Precision::ALL.into_iter().find(|precision| precision.name() == wanted);
+        Ok(Some(precision.ok_or_else(|| format!("{name}: {wanted} is no precision"))?))
+    }
 }
