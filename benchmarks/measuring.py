@@ -180,10 +180,10 @@ def build(*programs: str) -> dict[str, Path]:
     return {program: target / "release" / program for program in programs}
 
 
-def cache() -> Path:
-    """Where the weights stay between runs."""
+def cache(shape: str = SHAPE) -> Path:
+    """Where the weights of a shape stay between runs."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "moshi-ctl" / "bench" / SHAPE
+    return Path(root) / "moshi-ctl" / "bench" / shape
 
 
 def foreign_cpu_s() -> float:

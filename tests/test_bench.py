@@ -158,7 +158,7 @@ def test_without_a_configuration_the_folder_must_be_writable(tmp_path: Path) -> 
     (tmp_path / "file").touch()
     result = cli.run("bench", "--random-dir", tmp_path / "file" / "x", cwd=tmp_path)
     assert result.returncode == 1
-    assert "about 2.5 GB, once" in result.stderr
+    assert "about 2.4 GB, once" in result.stderr
     assert "hint: choose another folder with --random-dir" in result.stderr
 
 

@@ -241,7 +241,7 @@ def _bench(
         Path | None,
         typer.Option(
             "--random-dir",
-            help="Folder of the random weights (2.5 GB, written once).",
+            help="Folder of the random weights (2.4 GB, written once).",
             show_default="in ~/.cache",
         ),
     ] = None,
