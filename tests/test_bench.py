@@ -105,6 +105,7 @@ def test_conclusions(kept: list[bool], most: int, *, more_may_fit: bool) -> None
         ["--lanes", "1,,2"],
         ["--lanes", "²"],
         ["--lanes", "1000000"],
+        ["--lanes", "9" * 20],
         ["--steps", "0"],
         ["--threads", "0"],
         ["--precision", "f8"],
