@@ -48,8 +48,7 @@ impl Subject for AsrModel {
     }
 
     fn fill(&mut self, lane: usize) -> Result<(), ModelError> {
-        self.fill_context(lane);
-        Ok(())
+        Ok(self.fill_context(lane)?)
     }
 
     fn advance(&mut self, frames: &[LaneFrame<'_>]) -> Result<StepTiming, ModelError> {

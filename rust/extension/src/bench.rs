@@ -102,13 +102,14 @@ pub(crate) fn bench<'py>(
         })?;
         measurements.push(report(active, &Summary::new(&times)));
     }
+    let processor = model.processor();
     to_python(
         py,
         &json!({
             "precision": model.precision(),
             "kv_precision": model.kv_precision(),
-            "threads": model.threads(),
-            "instructions": model.instructions(),
+            "threads": processor.map(|processor| processor.threads),
+            "instructions": processor.map(|processor| processor.instructions),
             "loaded_lanes": most_lanes,
             "load_s": load_s,
             "resident_after_load_bytes": after_load.map(|memory| memory.resident_bytes),

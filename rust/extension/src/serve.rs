@@ -60,8 +60,10 @@ pub(crate) fn spec(module: &AsrModule, cpu: bool) -> AsrSpec {
         lanes: module.batch_size,
         temperature: module.temperature,
         conditioning,
-        precision: module.dtype_override,
-        kernels: Kernels::default(),
+        precision: module.precision,
+        kv_precision: module.kv_precision,
         cpu,
+        kernels: Kernels::default(),
+        threads: None,
     }
 }

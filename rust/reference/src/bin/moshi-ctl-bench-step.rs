@@ -92,11 +92,12 @@ fn load(
                 ..spec
             };
             let model = AsrModel::load(&spec)?;
+            let processor = model.processor();
             let about = json!({
                 "precision": model.precision(),
                 "kv_precision": model.kv_precision(),
-                "threads": model.threads(),
-                "instructions": model.instructions(),
+                "threads": processor.map(|processor| processor.threads),
+                "instructions": processor.map(|processor| processor.instructions),
             });
             Ok((Box::new(model), about))
         }

@@ -117,19 +117,19 @@ pub struct AsrModule {
 fn auto_or_precision<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Precision>, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "lowercase")]
-    enum Auto {
+    enum Wish {
         Auto,
         F32,
         F16,
         Bf16,
         Q8,
     }
-    Ok(match Auto::deserialize(from)? {
-        Auto::Auto => None,
-        Auto::F32 => Some(Precision::F32),
-        Auto::F16 => Some(Precision::F16),
-        Auto::Bf16 => Some(Precision::Bf16),
-        Auto::Q8 => Some(Precision::Q8),
+    Ok(match Wish::deserialize(from)? {
+        Wish::Auto => None,
+        Wish::F32 => Some(Precision::F32),
+        Wish::F16 => Some(Precision::F16),
+        Wish::Bf16 => Some(Precision::Bf16),
+        Wish::Q8 => Some(Precision::Q8),
     })
 }
 
