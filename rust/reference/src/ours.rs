@@ -22,7 +22,8 @@ pub struct OurFrame {
 pub fn step(model: &mut AsrModel, frames: &[LaneFrame<'_>]) -> Result<Vec<OurFrame>> {
     let outcomes: Vec<_> = model.step(frames)?.iter().map(|step| step.outcome.clone()).collect();
     let traces = model.last_traces();
-    let frame = |(outcome, trace): (Result<Prediction, LaneFault>, StepTrace)| {
+    type Outcome = std::result::Result<Prediction, LaneFault>;
+    let frame = |(outcome, trace): (Outcome, StepTrace)| {
         let prediction = outcome?;
         Ok(OurFrame {
             frame: Frame {
