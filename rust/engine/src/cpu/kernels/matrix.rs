@@ -1,6 +1,6 @@
 //! Matrix product of a few rows of activations with a large weight matrix.
 //!
-//! Weights are packed once, while loading, into panels of thirty-two output columns, so that a step
+//! Weights are packed once, while loading, into panels of sixteen output columns, so that a step
 //! reads them front to back exactly once for up to [`MAX_TILE_ROWS`] rows. Each output is one
 //! chain of additions over the inputs in their order, whatever the tile it falls into.
 
@@ -14,18 +14,15 @@ use crate::cpu::pool::{Disjoint, Pool};
 
 /// Rows that share one reading of the weights.
 const MAX_TILE_ROWS: usize = 8;
-/// Vectors in a row of a panel: two give sixteen independent chains at eight rows.
-const PANEL_VECTORS: usize = 2;
-/// Outputs of a panel.
-const PANEL_WIDTH: usize = PANEL_VECTORS * WIDTH;
+/// Panels a tile covers: two give sixteen independent chains at eight rows.
+const TILE_PANELS: usize = 2;
 /// Below this many multiplications a product is not worth handing to other threads.
 const PARALLEL_FROM: usize = 1 << 17;
 /// Pieces of work per thread, so that a late thread does not hold up a product.
 const PIECES_PER_THREAD: usize = 4;
 
-/// An `outputs × inputs` weight matrix in panels: for each [`PANEL_WIDTH`] outputs, `inputs` rows
-/// of as many numbers. The last panel is as wide as it needs to be in whole vectors; missing
-/// outputs are zero.
+/// An `outputs × inputs` weight matrix in panels: for each sixteen outputs, `inputs` rows of
+/// sixteen numbers; missing outputs of the last panel are zero.
 pub(crate) struct PackedMatrix {
     outputs: usize,
     inputs: usize,
@@ -115,7 +112,8 @@ impl PackedMatrix {
             return;
         }
         assert!(x.len() >= rows.offset(rows.count - 1) + self.inputs, "length of the left operand");
-        let panels = self.outputs.div_ceil(PANEL_WIDTH);
+        let panels = self.outputs.div_ceil(WIDTH);
+        let groups = panels.div_ceil(TILE_PANELS);
         let job = Job { matrix: self, x, rows, y: Disjoint::new(y) };
         if rows.count * self.outputs * self.inputs < PARALLEL_FROM {
             return job.compute(0..rows.count, 0..groups);
@@ -140,16 +138,14 @@ fn pack_panels<T: Copy + Default + Send + Sync>(
     inputs: usize,
     value: impl Fn(usize, usize) -> T + Sync,
 ) -> Vec<T> {
-    let mut panels = vec![T::default(); outputs.next_multiple_of(WIDTH) * inputs];
+    let mut panels = vec![T::default(); outputs.div_ceil(WIDTH) * inputs * WIDTH];
     if panels.is_empty() {
         return panels;
     }
-    panels.par_chunks_mut(inputs * PANEL_WIDTH).enumerate().for_each(|(panel, chunk)| {
-        let width = chunk.len() / inputs;
-        let first = panel * PANEL_WIDTH;
-        for column in 0..width.min(outputs - first) {
+    panels.par_chunks_mut(inputs * WIDTH).enumerate().for_each(|(panel, chunk)| {
+        for column in 0..WIDTH.min(outputs - panel * WIDTH) {
             for input in 0..inputs {
-                chunk[input * width + column] = value(first + column, input);
+                chunk[input * WIDTH + column] = value(panel * WIDTH + column, input);
             }
         }
     });
@@ -168,7 +164,8 @@ struct Job<'a> {
 struct Piece<'a> {
     job: &'a Job<'a>,
     rows: std::ops::Range<usize>,
-    panels: std::ops::Range<usize>,
+    /// Groups of [`TILE_PANELS`] panels.
+    groups: std::ops::Range<usize>,
 }
 
 impl Job<'_> {
@@ -234,32 +231,32 @@ impl Job<'_> {
         first_row: usize,
     ) {
         let PackedMatrix { outputs, inputs, .. } = *self.matrix;
-        let first = panel * PANEL_WIDTH;
-        let vectors = PANEL_VECTORS.min((outputs - first).div_ceil(WIDTH));
-        // Of a panel of one vector, that one is read twice and stored once.
-        let (stride, second) = (vectors * WIDTH, (vectors - 1) * WIDTH);
+        let first_panel = group * TILE_PANELS;
+        let panels = TILE_PANELS.min(outputs.div_ceil(WIDTH) - first_panel);
+        let panel_len = inputs * WIDTH;
         // SAFETY: `multiply` checked that every row of x has `inputs` numbers and that y has
-        // `outputs` per row; the panel has `inputs` rows of `stride` numbers, and as many biases.
+        // `outputs` per row; panels hold `inputs` vectors each; a last group of one panel reads
+        // that panel twice and stores it once.
         unsafe {
-            let panel = weights.as_ptr().add(first * inputs);
+            let w0 = weights.as_ptr().add(first_panel * panel_len);
+            let w1 = w0.add((panels - 1) * panel_len);
             let x: [*const f32; ROWS] =
                 std::array::from_fn(|r| self.x.as_ptr().add(self.rows.offset(first_row + r)));
-            let bias = self.matrix.bias.as_ptr().add(first);
-            let start = [V::load_f32(bias), V::load_f32(bias.add(second))];
+            let bias = self.matrix.bias.as_ptr().add(first_panel * WIDTH);
+            let start = [V::load_f32(bias), V::load_f32(bias.add((panels - 1) * WIDTH))];
             let mut sums = [start; ROWS];
             for input in 0..inputs {
-                let row = panel.add(input * stride);
-                let weights = [load(row), load(row.add(second))];
+                let weights = [load(w0.add(input * WIDTH)), load(w1.add(input * WIDTH))];
                 for r in 0..ROWS {
                     let value = V::splat(*x[r].add(input));
-                    for v in 0..PANEL_VECTORS {
-                        sums[r][v] = sums[r][v].add_product(value, weights[v]);
+                    for p in 0..TILE_PANELS {
+                        sums[r][p] = sums[r][p].add_product(value, weights[p]);
                     }
                 }
             }
             for (r, row_sums) in sums.into_iter().enumerate() {
-                for (v, sum) in row_sums.into_iter().enumerate().take(vectors) {
-                    let column = first + v * WIDTH;
+                for (p, sum) in row_sums.into_iter().enumerate().take(panels) {
+                    let column = (first_panel + p) * WIDTH;
                     let start = (first_row + r) * outputs + column;
                     let width = WIDTH.min(outputs - column);
                     let to = self.y.range(start..start + width);
