@@ -162,7 +162,7 @@ const WRONG: &[Wrong] = &[
     Wrong { line: "context = 750", new: "context = 75000000", key: "modules.asr.model.transformer.context", at: 32, says: "is 75000000", hints: "" },
     Wrong { line: "temperature = 0.0", new: "temperature = -0.5", key: "modules.asr.temperature", at: 15, says: "is -0.5", hints: "likeliest" },
     Wrong { line: "temperature = 0.0", new: "temperature = nan", key: "modules.asr.temperature", at: 15, says: "is NaN", hints: "likeliest" },
-    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\ndtype_override = \"q8\"", key: "modules.asr.dtype_override", at: 16, says: "`q8`", hints: "f16" },
+    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\ndtype_override = \"q4\"", key: "modules.asr.dtype_override", at: 16, says: "`q4`", hints: "q8" },
     Wrong { line: "gating = \"silu\"", new: "gating = \"silo\"", key: "modules.asr.model.transformer.gating", at: 36, says: "`silo`", hints: "did you mean `silu`?" },
     Wrong { line: "\"BatchedAsr\"", new: "\"BatchAsr\"", key: "modules.asr.type", at: 8, says: "`BatchAsr`", hints: "did you mean `BatchedAsr`?" },
     Wrong { line: "\"BatchedAsr\"", new: "\"Tts\"", key: "modules.asr.type", at: 8, says: "not served by this version", hints: "BatchedAsr" },
