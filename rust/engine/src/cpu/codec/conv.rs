@@ -11,10 +11,9 @@ use crate::weights::Weights;
 
 /// Numbers a thread activates at a time.
 const ACTIVATION_CHUNK: usize = 1 << 13;
-/// From this many weights on, reading them is a good part of the work where lanes are few.
-const LARGE: usize = 1 << 20;
 
-/// Activations are lanes × time × channels.
+/// Activations are lanes × time × channels. Weights are f32 whatever the rest of a codec is held
+/// in: in half precision the large ones alone change every sixtieth audio token.
 pub(super) struct Conv {
     shape: ConvShape,
     /// outputs × (kernel · inputs): a window is one row where time is the outer dimension.
@@ -45,21 +44,19 @@ impl Conv {
         let weights = weights.at("conv").at("conv");
         let bias = shape.bias.then(|| weights.f32_vec("bias", &[outputs])).transpose()?;
         let raw = weights.raw("weight", &[outputs, inputs, kernel])?;
-        let large = outputs * inputs * kernel >= LARGE;
-        let precision = if large { weights.placement().precision } else { Precision::F32 };
-        Ok(Self::new(shape, lanes, precision, |index| raw.get(index), bias))
+        Ok(Self::new(shape, lanes, |index| raw.get(index), bias))
     }
 
     /// `weight` is asked for elements of outputs × inputs × kernel.
     fn new(
         shape: ConvShape,
         lanes: usize,
-        precision: Precision,
         weight: impl Fn(usize) -> f32 + Sync,
         bias: Option<Vec<f32>>,
     ) -> Self {
         let ConvShape { inputs, outputs, kernel, .. } = shape;
-        let matrix = PackedMatrix::pack_with(outputs, kernel * inputs, precision, |output, i| {
+        let (width, precision) = (kernel * inputs, Precision::F32);
+        let matrix = PackedMatrix::pack_with(outputs, width, precision, |output, i| {
             weight((output * inputs + i % inputs) * kernel + i / inputs)
         });
         Self {
@@ -185,7 +182,7 @@ mod tests {
 
     fn conv(shape: ConvShape, lanes: usize) -> Conv {
         let bias = shape.bias.then(|| (0..shape.outputs).map(number).collect());
-        Conv::new(shape, lanes, Precision::F32, |i| number(i + 5), bias)
+        Conv::new(shape, lanes, |i| number(i + 5), bias)
     }
 
     fn shapes() -> [ConvShape; 5] {

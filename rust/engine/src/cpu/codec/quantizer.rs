@@ -1,7 +1,7 @@
 //! Split residual vector quantization: one semantic codebook beside a residual stack of acoustic
 //! ones, both over the same latents (arXiv:2410.00037, section 3.3.2).
 
-use moshi_ctl_core::CodecShape;
+use moshi_ctl_core::{CodecShape, Precision};
 
 use crate::EngineError;
 use crate::backend::Codes;
@@ -63,14 +63,14 @@ impl ResidualQuantizer {
     fn load(shape: &CodecShape, levels: usize, weights: &Weights<'_>) -> Result<Self, EngineError> {
         let (dimension, dim) = (shape.dimension, shape.quantizer_dim);
         let raw = weights.at("input_proj").raw("weight", &[dim, dimension, 1])?;
-        let precision = weights.placement().precision;
         let levels = (0..levels)
             .map(|k| {
                 let weights = weights.at("vq.layers").at(k).at("_codebook");
                 Ok(Codebook::new(codebook_entries(shape, &weights)?, dim))
             })
             .collect::<Result<_, EngineError>>()?;
-        Ok(Self { input_proj: PackedMatrix::pack(&raw, dim, dimension, precision), levels })
+        let input_proj = PackedMatrix::pack(&raw, dim, dimension, Precision::F32);
+        Ok(Self { input_proj, levels })
     }
 
     /// The choice of each level for each row of `latents`; the first level is `first` of a lane's

@@ -1,6 +1,6 @@
 //! Matrix product of a few rows of activations with a large weight matrix.
 //!
-//! Weights are packed once, while loading, into panels of sixteen output columns, so that a step
+//! Weights are packed once, while loading, into panels of thirty-two output columns, so that a step
 //! reads them front to back exactly once for up to [`MAX_TILE_ROWS`] rows. Each output is one
 //! chain of additions over the inputs in their order, whatever the tile it falls into.
 
@@ -14,15 +14,18 @@ use crate::cpu::pool::{Disjoint, Pool};
 
 /// Rows that share one reading of the weights.
 const MAX_TILE_ROWS: usize = 8;
-/// Panels a tile covers: two give sixteen independent chains at eight rows.
-const TILE_PANELS: usize = 2;
+/// Vectors in a row of a panel: two give sixteen independent chains at eight rows.
+const PANEL_VECTORS: usize = 2;
+/// Outputs of a panel.
+const PANEL_WIDTH: usize = PANEL_VECTORS * WIDTH;
 /// Below this many multiplications a product is not worth handing to other threads.
 const PARALLEL_FROM: usize = 1 << 17;
 /// Pieces of work per thread, so that a late thread does not hold up a product.
 const PIECES_PER_THREAD: usize = 4;
 
-/// An `outputs × inputs` weight matrix in panels: for each sixteen outputs, `inputs` rows of
-/// sixteen numbers; missing outputs of the last panel are zero.
+/// An `outputs × inputs` weight matrix in panels: for each [`PANEL_WIDTH`] outputs, `inputs` rows
+/// of as many numbers. The last panel is as wide as it needs to be in whole vectors; missing
+/// outputs are zero.
 pub(crate) struct PackedMatrix {
     outputs: usize,
     inputs: usize,
@@ -112,22 +115,21 @@ impl PackedMatrix {
             return;
         }
         assert!(x.len() >= rows.offset(rows.count - 1) + self.inputs, "length of the left operand");
-        let panels = self.outputs.div_ceil(WIDTH);
-        let groups = panels.div_ceil(TILE_PANELS);
+        let panels = self.outputs.div_ceil(PANEL_WIDTH);
         let job = Job { matrix: self, x, rows, y: Disjoint::new(y) };
         if rows.count * self.outputs * self.inputs < PARALLEL_FROM {
-            return job.compute(0..rows.count, 0..groups);
+            return job.compute(0..rows.count, 0..panels);
         }
         let pieces = pool.threads() * PIECES_PER_THREAD;
-        if groups >= pieces {
-            let size = groups.div_ceil(pieces);
-            pool.run(groups.div_ceil(size), &|piece, _| {
-                job.compute(0..rows.count, piece * size..groups.min((piece + 1) * size));
+        if panels >= pieces {
+            let size = panels.div_ceil(pieces);
+            pool.run(panels.div_ceil(size), &|piece, _| {
+                job.compute(0..rows.count, piece * size..panels.min((piece + 1) * size));
             });
         } else {
             let size = rows.count.div_ceil(pieces).next_multiple_of(MAX_TILE_ROWS);
             pool.run(rows.count.div_ceil(size), &|piece, _| {
-                job.compute(piece * size..rows.count.min((piece + 1) * size), 0..groups);
+                job.compute(piece * size..rows.count.min((piece + 1) * size), 0..panels);
             });
         }
     }
@@ -138,14 +140,16 @@ fn pack_panels<T: Copy + Default + Send + Sync>(
     inputs: usize,
     value: impl Fn(usize, usize) -> T + Sync,
 ) -> Vec<T> {
-    let mut panels = vec![T::default(); outputs.div_ceil(WIDTH) * inputs * WIDTH];
+    let mut panels = vec![T::default(); outputs.next_multiple_of(WIDTH) * inputs];
     if panels.is_empty() {
         return panels;
     }
-    panels.par_chunks_mut(inputs * WIDTH).enumerate().for_each(|(panel, chunk)| {
-        for column in 0..WIDTH.min(outputs - panel * WIDTH) {
+    panels.par_chunks_mut(inputs * PANEL_WIDTH).enumerate().for_each(|(panel, chunk)| {
+        let width = chunk.len() / inputs;
+        let first = panel * PANEL_WIDTH;
+        for column in 0..width.min(outputs - first) {
             for input in 0..inputs {
-                chunk[input * WIDTH + column] = value(panel * WIDTH + column, input);
+                chunk[input * width + column] = value(first + column, input);
             }
         }
     });
@@ -164,13 +168,12 @@ struct Job<'a> {
 struct Piece<'a> {
     job: &'a Job<'a>,
     rows: std::ops::Range<usize>,
-    /// Groups of [`TILE_PANELS`] panels.
-    groups: std::ops::Range<usize>,
+    panels: std::ops::Range<usize>,
 }
 
 impl Job<'_> {
-    fn compute(&self, rows: std::ops::Range<usize>, groups: std::ops::Range<usize>) {
-        dispatch(Piece { job: self, rows, groups });
+    fn compute(&self, rows: std::ops::Range<usize>, panels: std::ops::Range<usize>) {
+        dispatch(Piece { job: self, rows, panels });
     }
 }
 
@@ -179,13 +182,13 @@ impl Kernel for Piece<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self { job, rows, groups } = self;
+        let Self { job, rows, panels } = self;
         // SAFETY: the caller vouches for V's instructions, each `load` for its own format.
         unsafe {
             match &job.matrix.panels {
-                Panels::F32(w) => job.run_loading::<V, f32>(w, V::load_f32, rows, groups),
-                Panels::F16(w) => job.run_loading::<V, u16>(w, V::load_f16, rows, groups),
-                Panels::Bf16(w) => job.run_loading::<V, u16>(w, V::load_bf16, rows, groups),
+                Panels::F32(w) => job.run_loading::<V, f32>(w, V::load_f32, rows, panels),
+                Panels::F16(w) => job.run_loading::<V, u16>(w, V::load_f16, rows, panels),
+                Panels::Bf16(w) => job.run_loading::<V, u16>(w, V::load_bf16, rows, panels),
             }
         }
     }
@@ -198,23 +201,23 @@ impl Job<'_> {
         weights: &[W],
         load: unsafe fn(*const W) -> V,
         rows: std::ops::Range<usize>,
-        groups: std::ops::Range<usize>,
+        panels: std::ops::Range<usize>,
     ) {
-        for group in groups {
+        for panel in panels {
             let mut row = rows.start;
             while row < rows.end {
                 let count = (rows.end - row).min(MAX_TILE_ROWS);
-                // SAFETY: `group` and the rows lie within the matrix and the product.
+                // SAFETY: `panel` and the rows lie within the matrix and the product.
                 unsafe {
                     match count {
-                        8 => self.tile::<V, W, 8>(weights, load, group, row),
-                        7 => self.tile::<V, W, 7>(weights, load, group, row),
-                        6 => self.tile::<V, W, 6>(weights, load, group, row),
-                        5 => self.tile::<V, W, 5>(weights, load, group, row),
-                        4 => self.tile::<V, W, 4>(weights, load, group, row),
-                        3 => self.tile::<V, W, 3>(weights, load, group, row),
-                        2 => self.tile::<V, W, 2>(weights, load, group, row),
-                        _ => self.tile::<V, W, 1>(weights, load, group, row),
+                        8 => self.tile::<V, W, 8>(weights, load, panel, row),
+                        7 => self.tile::<V, W, 7>(weights, load, panel, row),
+                        6 => self.tile::<V, W, 6>(weights, load, panel, row),
+                        5 => self.tile::<V, W, 5>(weights, load, panel, row),
+                        4 => self.tile::<V, W, 4>(weights, load, panel, row),
+                        3 => self.tile::<V, W, 3>(weights, load, panel, row),
+                        2 => self.tile::<V, W, 2>(weights, load, panel, row),
+                        _ => self.tile::<V, W, 1>(weights, load, panel, row),
                     }
                 }
                 row += count;
@@ -227,36 +230,36 @@ impl Job<'_> {
         &self,
         weights: &[W],
         load: unsafe fn(*const W) -> V,
-        group: usize,
+        panel: usize,
         first_row: usize,
     ) {
         let PackedMatrix { outputs, inputs, .. } = *self.matrix;
-        let first_panel = group * TILE_PANELS;
-        let panels = TILE_PANELS.min(outputs.div_ceil(WIDTH) - first_panel);
-        let panel_len = inputs * WIDTH;
+        let first = panel * PANEL_WIDTH;
+        let vectors = PANEL_VECTORS.min((outputs - first).div_ceil(WIDTH));
+        // Of a panel of one vector, that one is read twice and stored once.
+        let (stride, second) = (vectors * WIDTH, (vectors - 1) * WIDTH);
         // SAFETY: `multiply` checked that every row of x has `inputs` numbers and that y has
-        // `outputs` per row; panels hold `inputs` vectors each; a last group of one panel reads
-        // that panel twice and stores it once.
+        // `outputs` per row; the panel has `inputs` rows of `stride` numbers, and as many biases.
         unsafe {
-            let w0 = weights.as_ptr().add(first_panel * panel_len);
-            let w1 = w0.add((panels - 1) * panel_len);
+            let panel = weights.as_ptr().add(first * inputs);
             let x: [*const f32; ROWS] =
                 std::array::from_fn(|r| self.x.as_ptr().add(self.rows.offset(first_row + r)));
-            let bias = self.matrix.bias.as_ptr().add(first_panel * WIDTH);
-            let start = [V::load_f32(bias), V::load_f32(bias.add((panels - 1) * WIDTH))];
+            let bias = self.matrix.bias.as_ptr().add(first);
+            let start = [V::load_f32(bias), V::load_f32(bias.add(second))];
             let mut sums = [start; ROWS];
             for input in 0..inputs {
-                let weights = [load(w0.add(input * WIDTH)), load(w1.add(input * WIDTH))];
+                let row = panel.add(input * stride);
+                let weights = [load(row), load(row.add(second))];
                 for r in 0..ROWS {
                     let value = V::splat(*x[r].add(input));
-                    for p in 0..TILE_PANELS {
-                        sums[r][p] = sums[r][p].add_product(value, weights[p]);
+                    for v in 0..PANEL_VECTORS {
+                        sums[r][v] = sums[r][v].add_product(value, weights[v]);
                     }
                 }
             }
             for (r, row_sums) in sums.into_iter().enumerate() {
-                for (p, sum) in row_sums.into_iter().enumerate().take(panels) {
-                    let column = (first_panel + p) * WIDTH;
+                for (v, sum) in row_sums.into_iter().enumerate().take(vectors) {
+                    let column = first + v * WIDTH;
                     let start = (first_row + r) * outputs + column;
                     let width = WIDTH.min(outputs - column);
                     let to = self.y.range(start..start + width);
