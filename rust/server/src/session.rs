@@ -37,8 +37,8 @@ impl From<Ended> for ReadEnd {
 /// Why the writing half stopped.
 #[derive(Debug)]
 enum WriteEnd {
-    /// Everything was sent, the close frame last.
-    Closed,
+    /// Everything was sent but the close frame.
+    Over(Close),
     /// The peer does not read, or the connection broke.
     Broken(&'static str),
 }
@@ -54,28 +54,39 @@ pub(crate) async fn serve<S, E>(
     E: StdError + 'static,
 {
     let (mut sink, mut stream) = socket.split();
-    let ended = {
+    let mut refusal = None;
+    let end = {
         let read = read(&mut stream, &seat, patience);
         let write = write(&mut sink, &seat, patience);
         tokio::pin!(read, write);
         tokio::select! {
             end = &mut read => match end {
-                ReadEnd::PeerLeft => "the peer left".to_string(),
-                ReadEnd::LaneEnded => describe(write.await),
+                ReadEnd::PeerLeft => WriteEnd::Broken("the peer left"),
+                ReadEnd::LaneEnded => write.await,
                 ReadEnd::Refused { error, code } => {
                     seat.end(Some(error.clone()), code, &error);
-                    format!("{error}; {}", describe(write.await))
+                    refusal = Some(error);
+                    write.await
                 }
             },
-            end = &mut write => describe(end),
+            end = &mut write => end,
             () = until_going_away(going_away) => {
                 seat.end(None, close_code::GOING_AWAY, "the server is shutting down");
-                describe(write.await)
+                write.await
             }
         }
     };
-    tracing::info!(steps = seat.steps(), "session over: {ended}");
+    let steps = seat.steps();
+    // Free before the peer hears of the end: it may be back a moment later.
     drop(seat);
+    let ended = match end {
+        WriteEnd::Over(close) => {
+            send(&mut sink, close_frame(close), patience).await.err().unwrap_or("closed")
+        }
+        WriteEnd::Broken(why) => why,
+    };
+    let refusal = refusal.map(|error| error + "; ").unwrap_or_default();
+    tracing::info!(steps, "session over: {refusal}{ended}");
     linger(&mut sink, &mut stream).await;
 }
 
@@ -93,13 +104,6 @@ where
         }
     }
     linger(&mut sink, &mut stream).await;
-}
-
-fn describe(end: WriteEnd) -> String {
-    match end {
-        WriteEnd::Closed => "closed".to_string(),
-        WriteEnd::Broken(why) => why.to_string(),
-    }
 }
 
 /// Reads until the peer answered the close. Closing with unread data would reset the connection,
@@ -204,34 +208,32 @@ where
         let (messages, close) = tokio::select! {
             output = seat.output() => output,
             _ = pings.tick() => {
-                if let Err(end) = send(sink, Message::Ping(Bytes::new()), patience).await {
-                    return end;
+                if let Err(why) = send(sink, Message::Ping(Bytes::new()), patience).await {
+                    return WriteEnd::Broken(why);
                 }
                 continue;
             }
         };
         for message in &messages {
-            if let Err(end) = send(sink, binary(message), patience).await {
-                return end;
+            if let Err(why) = send(sink, binary(message), patience).await {
+                return WriteEnd::Broken(why);
             }
         }
         if let Some(close) = close {
-            return match send(sink, close_frame(close), patience).await {
-                Ok(()) => WriteEnd::Closed,
-                Err(end) => end,
-            };
+            return WriteEnd::Over(close);
         }
     }
 }
 
-async fn send<T>(sink: &mut T, message: Message, patience: Patience) -> Result<(), WriteEnd>
+/// Sends a message, or says why that is impossible.
+async fn send<T>(sink: &mut T, message: Message, patience: Patience) -> Result<(), &'static str>
 where
     T: Sink<Message> + Unpin,
 {
     match timeout(patience.not_reading, sink.send(message)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(WriteEnd::Broken("the connection broke")),
-        Err(_) => Err(WriteEnd::Broken("the peer does not read what it is sent")),
+        Ok(Err(_)) => Err("the connection broke"),
+        Err(_) => Err("the peer does not read what it is sent"),
     }
 }
 

@@ -14,6 +14,7 @@ use crate::tokenizer::TextDecoder;
 
 /// A socket whose other end is two channels.
 struct Socket {
+    lanes: Arc<Lanes>,
     incoming: mpsc::UnboundedReceiver<Message>,
     outgoing: mpsc::Sender<Message>,
 }
@@ -34,6 +35,10 @@ impl Sink<Message> for Socket {
     }
 
     fn start_send(mut self: Pin<&mut Self>, message: Message) -> Result<(), Self::Error> {
+        if matches!(message, Message::Close(_)) {
+            // Whoever hears this may join again the same moment.
+            assert_eq!(self.lanes.used(), 0);
+        }
         self.outgoing.start_send(message)
     }
 
@@ -64,9 +69,10 @@ fn session(unread: usize) -> Peer {
     let (outgoing, hear) = mpsc::channel(unread);
     let going_away = watch::Sender::new(false);
     let receiver = going_away.subscribe();
+    let socket = Socket { lanes: Arc::clone(&lanes), incoming, outgoing };
     let session = tokio::spawn(async move {
         let start = Instant::now();
-        serve(Socket { incoming, outgoing }, seat, Patience::default(), receiver).await;
+        serve(socket, seat, Patience::default(), receiver).await;
         start.elapsed()
     });
     Peer { lanes, speak, hear, going_away, session }
