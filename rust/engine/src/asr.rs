@@ -14,7 +14,7 @@ use crate::candle::CandleBackend;
 use crate::checkpoint::Checkpoint;
 use crate::conditioner::Conditioning;
 use crate::cpu::CpuBackend;
-use crate::device::{choose_device, place};
+use crate::device::{choose_device, device_name, place};
 use crate::sampling::Sampler;
 use crate::weights::{Kernels, Model, Placement, Weights};
 
@@ -139,10 +139,15 @@ impl AsrModel {
             Kernels::Own => Box::new(CpuBackend::load(&model, &codec, &lm, spec.threads)?),
             Kernels::Candle => Box::new(CandleBackend::load(&model, &codec, &lm)?),
         };
-        let Processor { threads, instructions } = backend.processor().unwrap_or_default();
+        let processor = backend.processor();
         tracing::info!(
-            device = ?device.location(), %precision, %kv_precision, lanes = spec.lanes,
-            threads, instructions, "loaded"
+            device = device_name(&device),
+            %precision,
+            %kv_precision,
+            lanes = spec.lanes,
+            threads = processor.map(|it| it.threads),
+            instructions = processor.map(|it| tracing::field::display(it.instructions)),
+            "the model is loaded"
         );
         let lane = || Lane::new(shape, Sampler::new(spec.temperature, 0));
         Ok(Self {

@@ -1,6 +1,6 @@
 //! Which device a model runs on, and what it can do there.
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 use moshi_ctl_core::Precision;
 
 use crate::EngineError;
@@ -28,6 +28,15 @@ pub(crate) fn choose_device(cpu: bool) -> Result<Device, EngineError> {
         EngineError::new(format!("the accelerator cannot be used: {e}"))
             .with_hint("Check the driver, or run on the CPU with --cpu.")
     })
+}
+
+/// As people write it in commands and logs.
+pub(crate) fn device_name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
 }
 
 /// Where the language model goes. Without a wish its precision is Q8 on the CPU, F32 on CUDA

@@ -1,7 +1,7 @@
 use moshi_ctl_core::ModelError;
 
 /// Why a model could not be loaded or stepped.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct EngineError {
     message: String,

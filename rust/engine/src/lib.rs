@@ -23,6 +23,7 @@ mod whole_file;
 pub use asr::{AsrModel, AsrSpec, StepTiming, StepTrace};
 pub use backend::Processor;
 pub use conditioner::Conditioning;
+pub use cpu::MAX_THREADS;
 pub use error::EngineError;
 pub use quantize::{Quantized, quantize};
 pub use weights::Kernels;

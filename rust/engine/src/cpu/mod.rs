@@ -13,16 +13,22 @@ mod norm;
 mod pool;
 mod transformer;
 
+use std::sync::Once;
+
 use self::codec::Codec;
-use self::kernels::{DotLevel, dot_level};
+use self::kernels::{InstructionSet, chosen};
 use self::lm::LanguageModel;
 use self::pool::Pool;
 use crate::EngineError;
 use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor};
 use crate::weights::{Model, Weights};
 
+/// The most threads a step may be divided among.
+pub const MAX_THREADS: usize = 256;
+
 /// A model on the CPU.
 pub(crate) struct CpuBackend {
+    instructions: InstructionSet,
     codec: Codec,
     lm: LanguageModel,
     pool: Pool,
@@ -37,11 +43,14 @@ impl CpuBackend {
         threads: Option<usize>,
     ) -> Result<Self, EngineError> {
         let Model { shape, lanes, .. } = *model;
-        warn_of_slowness();
+        let instructions = chosen()?;
+        warn_if_slow(instructions);
+        let threads = check_threads(threads)?;
         Ok(Self {
+            instructions,
             lm: LanguageModel::load(model, lm)?,
             codec: Codec::load(&shape.codec, shape.audio_codebooks, lanes, codec)?,
-            pool: Pool::new(threads.unwrap_or_else(physical_cores))?,
+            pool: Pool::new(threads)?,
         })
     }
 }
@@ -79,23 +88,57 @@ impl Backend for CpuBackend {
     }
 
     fn processor(&self) -> Option<Processor> {
-        Some(Processor { threads: self.pool.threads(), instructions: dot_level().name() })
+        Some(Processor { threads: self.pool.threads(), instructions: self.instructions.name() })
     }
 }
 
-/// The cores this process may use, hyper-threads not counted: a step is bound by memory and by
-/// vector units, which they share.
-fn physical_cores() -> usize {
-    let available = std::thread::available_parallelism().map_or(1, usize::from);
-    available.min(num_cpus::get_physical())
+/// How many threads a step has: as many as are wished for, else one per core.
+fn check_threads(wish: Option<usize>) -> Result<usize, EngineError> {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let Some(threads) = wish else {
+        // A step is bound by memory and by vector units, which hyper-threads share.
+        return Ok(processors.min(num_cpus::get_physical()).clamp(1, MAX_THREADS));
+    };
+    if !(1..=MAX_THREADS).contains(&threads) {
+        return Err(EngineError::new(format!("a step cannot have {threads} threads"))
+            .with_hint(format!("Use 1 to {MAX_THREADS}; the default is one per physical core.")));
+    }
+    if threads > processors {
+        tracing::warn!(
+            "{threads} threads on {processors} processors wait for each other: steps take longer \
+             than with fewer"
+        );
+    }
+    Ok(threads)
 }
 
-fn warn_of_slowness() {
-    if dot_level() == DotLevel::Portable {
-        tracing::warn!(
-            "this processor has none of AVX-512 VNNI, AVX-VNNI, AVX2 or NEON dot product: the \
-             portable code runs, about ten times slower than AVX2; a model of a billion weights \
-             will not keep real time"
-        );
+/// Warns once per process, however many models it has.
+fn warn_if_slow(instructions: InstructionSet) {
+    static WARNED: Once = Once::new();
+    if instructions != InstructionSet::Portable {
+        return;
+    }
+    WARNED.call_once(|| {
+        let why = match InstructionSet::available()[..] {
+            [InstructionSet::Portable] => "this processor has none of the instructions",
+            _ => "MOSHI_INSTRUCTIONS asks for it",
+        };
+        tracing::warn!("slow: the portable code runs, because {why}");
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_threads_that_make_no_sense_are_refused() {
+        assert!(check_threads(None).unwrap() >= 1);
+        assert_eq!(check_threads(Some(MAX_THREADS)).unwrap(), MAX_THREADS);
+        for wish in [0, MAX_THREADS + 1] {
+            let error = check_threads(Some(wish)).unwrap_err();
+            assert!(error.to_string().contains(&wish.to_string()), "{error}");
+            assert!(error.hint().unwrap().contains("256"));
+        }
     }
 }

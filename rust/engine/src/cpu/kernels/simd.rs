@@ -1,38 +1,11 @@
-//! Sixteen f32 at a time: AVX-512, AVX2 or portable code, chosen once per process.
+//! Sixteen f32 at a time, with AVX-512, AVX2 or portable code.
 
-use std::sync::LazyLock;
+use super::instructions::{InstructionSet, in_use};
 
 /// Numbers in one vector.
 pub(super) const WIDTH: usize = 16;
 
-/// The instruction sets the kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Level {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-/// The best level this machine has.
-pub(super) static LEVEL: LazyLock<Level> = LazyLock::new(|| {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx2") {
-            return Level::Avx512;
-        }
-        if is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c")
-        {
-            return Level::Avx2;
-        }
-    }
-    Level::Portable
-});
-
-/// A hot loop, compiled for every instruction set and run with the best one this machine has.
+/// A hot loop, compiled for every instruction set.
 pub(super) trait Kernel {
     type Output;
 
@@ -41,17 +14,23 @@ pub(super) trait Kernel {
     unsafe fn run<V: Vector>(self) -> Self::Output;
 }
 
-/// Runs `kernel` with the best instructions this machine has.
+/// Runs `kernel` with the instructions of this process.
 #[inline]
 pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
-    // SAFETY: LEVEL names instructions this processor has.
+    dispatch_to(in_use(), kernel)
+}
+
+/// Runs `kernel` with the instructions of `set`, which this machine must have.
+#[inline]
+fn dispatch_to<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
+    // SAFETY: a set is taken from those this machine has.
     unsafe {
-        match *LEVEL {
+        match set {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => x86::run_avx512(kernel),
+            InstructionSet::Avx512Vnni | InstructionSet::Avx512 => x86::run_avx512(kernel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => x86::run_avx2(kernel),
-            Level::Portable => kernel.run::<Portable>(),
+            InstructionSet::AvxVnni | InstructionSet::Avx2 => x86::run_avx2(kernel),
+            _ => kernel.run::<Portable>(),
         }
     }
 }
@@ -60,7 +39,7 @@ pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
 ///
 /// # Safety
 /// Implementations use instructions the processor must have: call them only from a function
-/// that was reached through the matching [`Level`]. Pointers must be readable (writable) for
+/// that was reached through the matching [`InstructionSet`]. Pointers must be readable (writable) for
 /// sixteen numbers; alignment does not matter.
 pub(super) trait Vector: Copy {
     unsafe fn zero() -> Self;

@@ -16,8 +16,8 @@ mod x86;
 use rayon::prelude::*;
 
 pub(crate) use self::activations::Activations;
-pub(crate) use self::tile::{DotLevel, dot_level};
 use self::tile::{Piece, run};
+use super::instructions::{InstructionSet, in_use};
 use super::simd::WIDTH;
 use crate::EngineError;
 use crate::checkpoint::RawTensor;
@@ -118,10 +118,10 @@ impl Q8Matrix {
     /// # Panics
     /// When `x` has rows of another length or `y` the wrong length.
     pub(crate) fn multiply(&self, x: &Activations, y: &mut [f32], pool: &mut Pool) {
-        self.multiply_with(dot_level(), x, y, pool);
+        self.multiply_with(in_use(), x, y, pool);
     }
 
-    fn multiply_with(&self, level: DotLevel, x: &Activations, y: &mut [f32], pool: &mut Pool) {
+    fn multiply_with(&self, set: InstructionSet, x: &Activations, y: &mut [f32], pool: &mut Pool) {
         assert_eq!(x.width(), self.inputs, "length of a row");
         assert_eq!(y.len(), x.rows() * self.outputs, "length of the product");
         if y.is_empty() {
@@ -132,7 +132,7 @@ impl Q8Matrix {
         let y = Disjoint::new(y);
         pool.run(panels.div_ceil(size), &|piece, _| {
             let panels = piece * size..panels.min((piece + 1) * size);
-            run(level, &Piece { matrix: self, x, y: &y, panels });
+            run(set, &Piece { matrix: self, x, y: &y, panels });
         });
     }
 

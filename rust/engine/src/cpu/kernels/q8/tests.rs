@@ -34,10 +34,10 @@ fn activations(x: &[f32], width: usize) -> Activations {
     activations
 }
 
-fn product(matrix: &Q8Matrix, level: DotLevel, x: &[f32], threads: usize) -> Vec<f32> {
+fn product(matrix: &Q8Matrix, set: InstructionSet, x: &[f32], threads: usize) -> Vec<f32> {
     let x = activations(x, matrix.inputs);
     let mut y = vec![f32::NAN; x.rows() * matrix.outputs];
-    matrix.multiply_with(level, &x, &mut y, &mut Pool::new(threads).unwrap());
+    matrix.multiply_with(set, &x, &mut y, &mut Pool::new(threads).unwrap());
     y
 }
 
@@ -51,7 +51,7 @@ fn multiplies_like_the_definition_for_ragged_sizes() {
     {
         let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
         let bias = numbers(outputs, 3);
-        let y = product(&matrix(&w, outputs, inputs, Some(&bias)), dot_level(), &x, 2);
+        let y = product(&matrix(&w, outputs, inputs, Some(&bias)), in_use(), &x, 2);
         for r in 0..rows {
             for o in 0..outputs {
                 let (mut expected, mut size) = (f64::from(bias[o]), 0f64);
@@ -79,11 +79,11 @@ fn every_instruction_set_gives_the_same_bits() {
     let matrix = matrix(&w, outputs, inputs, None);
     for rows in (1..=26).chain([37, 64]) {
         let x = numbers(rows * inputs, 5);
-        let portable = product(&matrix, DotLevel::Portable, &x, 1);
+        let portable = product(&matrix, InstructionSet::Portable, &x, 1);
         assert!(portable.iter().any(|&y| y != 0.0));
-        for level in DotLevel::available() {
-            let found = product(&matrix, level, &x, 2);
-            assert_eq!(bits(&found), bits(&portable), "{} at {rows} rows", level.name());
+        for set in InstructionSet::available() {
+            let found = product(&matrix, set, &x, 2);
+            assert_eq!(bits(&found), bits(&portable), "{} at {rows} rows", set.name());
         }
     }
 }
@@ -94,11 +94,11 @@ fn extreme_integers_do_not_saturate() {
     let inputs = 128;
     for (w, x) in [(1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)] {
         let matrix = matrix(&vec![w; 16 * inputs], 16, inputs, None);
-        for level in DotLevel::available() {
-            for y in product(&matrix, level, &vec![x; inputs], 1) {
+        for set in InstructionSet::available() {
+            for y in product(&matrix, set, &vec![x; inputs], 1) {
                 let expected = w * x * inputs as f32;
                 let off = (y - expected).abs() / inputs as f32;
-                assert!(off < 1e-3, "{}: {y} for {expected}", level.name());
+                assert!(off < 1e-3, "{}: {y} for {expected}", set.name());
             }
         }
     }
@@ -111,9 +111,9 @@ fn a_row_is_the_same_whatever_rows_surround_it() {
     let matrix = matrix(&w, outputs, inputs, None);
     let x = numbers(64 * inputs, 7);
     for rows in [2, 5, 12, 13, 31, 64] {
-        let together = product(&matrix, dot_level(), &x[..rows * inputs], 3);
+        let together = product(&matrix, in_use(), &x[..rows * inputs], 3);
         for row in 0..rows {
-            let alone = product(&matrix, dot_level(), &x[row * inputs..][..inputs], 1);
+            let alone = product(&matrix, in_use(), &x[row * inputs..][..inputs], 1);
             assert_eq!(bits(&alone), bits(&together[row * outputs..][..outputs]), "row {row}");
         }
     }
@@ -124,9 +124,9 @@ fn a_row_that_is_not_finite_stays_alone() {
     let inputs = 64;
     let matrix = matrix(&numbers(32 * inputs, 8), 32, inputs, None);
     let mut x = numbers(2 * inputs, 9);
-    let clean = product(&matrix, dot_level(), &x, 1);
+    let clean = product(&matrix, in_use(), &x, 1);
     x[inputs + 3] = f32::NAN;
-    let found = product(&matrix, dot_level(), &x, 1);
+    let found = product(&matrix, in_use(), &x, 1);
     assert_eq!(bits(&found[..32]), bits(&clean[..32]));
     assert!(found[32..].iter().all(|y| !y.is_finite()), "{:?}", &found[32..]);
 }
@@ -137,5 +137,5 @@ fn scales_are_those_of_the_blocks() {
     let matrix = Q8Matrix::from_blocks(1, BLOCK, None, |_, _, _, _| Some(block)).unwrap();
     let mut x = [0f32; BLOCK];
     x[9] = 127.0;
-    assert_eq!(product(&matrix, dot_level(), &x, 1), [127.0 * 9.0 * 0.5]);
+    assert_eq!(product(&matrix, in_use(), &x, 1), [127.0 * 9.0 * 0.5]);
 }

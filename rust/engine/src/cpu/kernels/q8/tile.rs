@@ -1,8 +1,8 @@
 //! The loop over a tile, once for all instruction sets.
 
 use std::ops::Range;
-use std::sync::LazyLock;
 
+use super::super::instructions::InstructionSet;
 use super::super::simd::WIDTH;
 use super::activations::{Activations, BlockOfRows};
 use super::portable::Portable;
@@ -10,77 +10,11 @@ use super::{GROUP_BLOCKS, Group, Q8Matrix, QUAD};
 use crate::cpu::pool::Disjoint;
 use crate::quantization::BLOCK;
 
-/// The instruction sets the product is written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DotLevel {
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni,
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "aarch64")]
-    NeonDot,
-    Portable,
-}
-
-impl DotLevel {
-    /// Those this machine has, best first.
-    pub(crate) fn available() -> Vec<Self> {
-        let mut levels = vec![];
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c");
-            if avx2
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vl")
-                && is_x86_feature_detected!("avx512vnni")
-            {
-                levels.push(Self::Avx512Vnni);
-            }
-            if avx2 && is_x86_feature_detected!("avxvnni") {
-                levels.push(Self::AvxVnni);
-            }
-            if avx2 {
-                levels.push(Self::Avx2);
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("dotprod") {
-            levels.push(Self::NeonDot);
-        }
-        levels.push(Self::Portable);
-        levels
-    }
-
-    /// The name in messages, as processors' feature lists have it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni => "avx512-vnni",
-            #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni => "avx-vnni",
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => "avx2",
-            #[cfg(target_arch = "aarch64")]
-            Self::NeonDot => "neon-dotprod",
-            Self::Portable => "portable",
-        }
-    }
-}
-
-/// The best level this machine has.
-pub(crate) fn dot_level() -> DotLevel {
-    static LEVEL: LazyLock<DotLevel> = LazyLock::new(|| DotLevel::available()[0]);
-    *LEVEL
-}
-
 /// Sixteen outputs in registers.
 ///
 /// # Safety
 /// Implementations use instructions the processor must have: call them only from a function that
-/// was reached through the matching [`DotLevel`].
+/// was reached through the matching [`InstructionSet`].
 pub(super) trait Dot {
     /// The most rows whose sums fit into registers beside each other; at most 12.
     const ROWS: usize;
@@ -120,20 +54,20 @@ pub(super) struct Piece<'a> {
     pub(super) panels: Range<usize>,
 }
 
-/// Computes a piece.
-pub(super) fn run(level: DotLevel, piece: &Piece<'_>) {
-    // SAFETY: a level names instructions this processor has.
+/// Computes a piece with the instructions of `set`, which this machine must have.
+pub(super) fn run(set: InstructionSet, piece: &Piece<'_>) {
+    // SAFETY: a set is taken from those this machine has.
     unsafe {
-        match level {
+        match set {
             #[cfg(target_arch = "x86_64")]
-            DotLevel::Avx512Vnni => super::x86::run_avx512_vnni(piece),
+            InstructionSet::Avx512Vnni => super::x86::run_avx512_vnni(piece),
             #[cfg(target_arch = "x86_64")]
-            DotLevel::AvxVnni => super::x86::run_avx_vnni(piece),
+            InstructionSet::AvxVnni => super::x86::run_avx_vnni(piece),
             #[cfg(target_arch = "x86_64")]
-            DotLevel::Avx2 => super::x86::run_avx2(piece),
+            InstructionSet::Avx512 | InstructionSet::Avx2 => super::x86::run_avx2(piece),
             #[cfg(target_arch = "aarch64")]
-            DotLevel::NeonDot => super::neon::run_neon_dot(piece),
-            DotLevel::Portable => piece.run::<Portable>(),
+            InstructionSet::NeonDotprod => super::neon::run_neon_dot(piece),
+            _ => piece.run::<Portable>(),
         }
     }
 }
