@@ -37,6 +37,8 @@ def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "MOSHI_API_KEY",
         "MOSHI_CTL_DEMO_DIR",
+        "MOSHI_THREADS",
+        "MOSHI_INSTRUCTIONS",
         "HF_TOKEN",
         "HF_ENDPOINT",
         "HF_HUB_OFFLINE",

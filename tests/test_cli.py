@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import moshi_ctl
-from moshi_ctl import shipped
+from moshi_ctl import _native, shipped
 from support import cli, speech
 
 USAGE_ERROR = 2
@@ -41,6 +41,11 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         ["worker", "--config", "demo", "--log", "loud"],
         ["worker", "--config", "demo", "--port", "65536"],
         ["worker", "--config", "demo", "--bogus"],
+        ["worker", "--config", "demo", "--threads", "0"],
+        ["worker", "--config", "demo", "--threads", str(_native.MAX_THREADS + 1)],
+        ["worker", "--config", "demo", "--threads", "two"],
+        ["worker", "--config", "demo", "--precision", "q4"],
+        ["worker", "--config", "demo", "--kv-precision", "int8"],
         ["validate"],
         ["transcribe"],
         ["transcribe", "a.wav", "--format", "doc"],
@@ -55,6 +60,38 @@ def test_usage_errors(arguments: list[str], tmp_path: Path) -> None:
     assert result.returncode == USAGE_ERROR
     assert "Traceback" not in result.stderr
     assert "rror" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--precision", "--kv-precision"])
+def test_a_precision_that_is_none_is_refused_with_the_list(option: str, tmp_path: Path) -> None:
+    result = cli.run("worker", "--config", "demo", option, "q4", cwd=tmp_path)
+    assert result.returncode == USAGE_ERROR
+    for name in ("q4", "auto", "f32", "f16", "bf16", "q8"):
+        assert f"'{name}'" in result.stderr
+
+
+def test_threads_from_the_environment_are_checked_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MOSHI_THREADS=0\n")
+    result = cli.run("worker", "--config", "demo", cwd=tmp_path)
+    assert result.returncode == USAGE_ERROR
+    assert "MOSHI_THREADS" in result.stderr
+    assert f"1<=x<={_native.MAX_THREADS}" in result.stderr
+
+
+def test_random_files_in_q8_are_refused_with_a_way_to_have_them(tmp_path: Path) -> None:
+    result = cli.run(
+        "random-checkpoint",
+        "--config",
+        "demo",
+        "--precision",
+        "q8",
+        cwd=tmp_path,
+        env={"MOSHI_CTL_DEMO_DIR": str(tmp_path)},
+    )
+    assert result.returncode == USAGE_ERROR
+    assert "q8" in result.stderr
+    assert "hint: write bf16, then make it q8 with `moshi-ctl quantize`" in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_configs_are_listed_and_printed(tmp_path: Path) -> None:

@@ -79,10 +79,25 @@ MISTAKES = {
         "/api/asr",
     ),
     "unknown precision": (
+        ("temperature = 0.0", 'temperature = 0.0\nprecision = "f61"'),
+        "modules.asr.precision",
+        "f61",
+        "did you mean `f16`?",
+    ),
+    "unknown precision by Kyutai's name": (
         ("temperature = 0.0", 'temperature = 0.0\ndtype_override = "f8"'),
         "modules.asr.dtype_override",
         "f8",
         None,
+    ),
+    "two precisions": (
+        (
+            "temperature = 0.0",
+            'temperature = 0.0\nprecision = "q8"\ndtype_override = "f32"',
+        ),
+        "modules.asr.precision",
+        "is q8, but `dtype_override` is f32",
+        "remove `dtype_override`",
     ),
 }
 

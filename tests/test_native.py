@@ -62,6 +62,9 @@ def test_an_address_that_is_none_is_refused(
             log_level="info",
             silent=True,
             cpu=True,
+            threads=None,
+            precision=None,
+            kv_precision=None,
             files={},
             api_keys=None,
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moshi_ctl import config, shipped
+from moshi_ctl import _native, config, shipped
 from moshi_ctl.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,18 @@ def test_the_repository_s_folder_is_the_package_s() -> None:
     assert in_root == {
         f"{name}.toml": shipped.path_of(name).read_text() for name in shipped.names()
     }
-    assert {"stt-1b-en_fr", "stt-2.6b-en", "demo"} <= set(shipped.names())
+    assert {"stt-1b-en_fr", "stt-1b-en_fr-cpu", "stt-2.6b-en", "demo"} <= set(shipped.names())
+
+
+def test_the_one_for_the_cpu_differs_in_what_a_cpu_needs() -> None:
+    def module(name: str) -> dict[str, object]:
+        summary = _native.read_config(shipped.path_of(name), require_files=False)
+        fields: dict[str, object] = summary["modules"]["asr"]
+        return fields
+
+    usual, cpu = module("stt-1b-en_fr"), module("stt-1b-en_fr-cpu")
+    different = {key: value for key, value in cpu.items() if value != usual[key]}
+    assert different == {"batch_size": 8, "precision": "q8"}
 
 
 @pytest.mark.parametrize("name", shipped.names())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from support import cli, configs, speech
-from support.worker import KEY, worker
+from support.worker import KEY, Worker, worker
 
 CONFIG_ERROR = 2
 
@@ -188,3 +189,77 @@ def test_a_wrong_configuration_never_opens_the_port(env: dict[str, str], tmp_pat
     line = config.read_text().splitlines().index("batch_sice = 4") + 1
     assert f"{config}:{line}: modules.asr.batch_sice: unknown key" in error
     assert hint == "hint: did you mean `batch_size`?"
+
+
+def transcript(url: str, folder: Path) -> str:
+    result = cli.run("transcribe", speech.SPEECH, "--url", url, "--key", KEY, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def loaded(log: list[str]) -> dict[str, str]:
+    """What the one line about a loaded model says."""
+    (line,) = [line for line in log if "the model is loaded" in line]
+    return dict(part.split("=", 1) for part in line.split() if "=" in part)
+
+
+def test_one_line_says_how_a_model_computes(server: Worker) -> None:
+    said = loaded(server.log)
+    assert said.pop("instructions") in {
+        "avx512-vnni", "avx-vnni", "avx512", "avx2", "neon-dotprod", "portable"
+    }  # fmt: skip
+    assert int(said.pop("threads")) >= 1
+    assert said == {"device": "cpu", "precision": "q8", "kv_precision": "q8", "lanes": "4"}
+
+
+def test_options_replace_what_the_configuration_says(env: dict[str, str], tmp_path: Path) -> None:
+    config = configs.demo(
+        tmp_path, ("temperature = 0.0", 'temperature = 0.0\nprecision = "bf16"\nkv_precision = "q8"')
+    )
+    with worker(config, cwd=tmp_path, env={**env, "MOSHI_THREADS": "1"}) as started:
+        said = loaded(started.log)
+        assert [said[key] for key in ("precision", "kv_precision", "threads")] == ["bf16", "q8", "1"]
+    options = ("--precision", "F32", "--kv-precision", "auto", "--threads", "2")
+    with worker(config, *options, cwd=tmp_path, env={**env, "MOSHI_THREADS": "1"}) as started:
+        said = loaded(started.log)
+        assert [said[key] for key in ("precision", "kv_precision", "threads")] == ["f32", "f32", "2"]
+    with worker(config, "--precision", "auto", cwd=tmp_path, env=env) as started:
+        said = loaded(started.log)
+        assert [said[key] for key in ("precision", "kv_precision")] == ["q8", "q8"]
+
+
+def test_portable_code_hears_the_same_and_is_warned_of_once(
+    server: Worker, env: dict[str, str], tmp_path: Path
+) -> None:
+    config = configs.demo(tmp_path)
+    text = config.read_text()
+    module = text[text.index("[modules.asr]") :]
+    module = module.replace("[modules.asr", "[modules.second").replace("streaming", "second")
+    config.write_text(text + module)
+    with worker(config, cwd=tmp_path, env={**env, "MOSHI_INSTRUCTIONS": "portable"}) as started:
+        lines = [line for line in started.log if "the model is loaded" in line]
+        assert len(lines) == 2
+        assert all("instructions=portable" in line for line in lines)
+        (warning,) = [line for line in started.log if "WARN" in line and "portable" in line]
+        assert "times slower" in warning
+        assert transcript(started.url, tmp_path) == transcript(server.url, tmp_path)
+    assert not any("portable code" in line for line in server.log)
+
+
+def test_instructions_that_are_not_there_are_refused(env: dict[str, str], tmp_path: Path) -> None:
+    # No processor has both.
+    for name, says in (
+        ("sse9", "`sse9`, which is no instruction set"),
+        ("neon-dotprod" if platform.machine() == "x86_64" else "avx2", "does not have"),
+    ):
+        wish = {**env, "MOSHI_INSTRUCTIONS": name}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        error, hint = refusal(
+            "--config", "demo", "-a", "127.0.0.1", "-p", str(port), cwd=tmp_path, env=wish, code=1
+        )
+        assert "MOSHI_INSTRUCTIONS" in error
+        assert says in error
+        assert "this machine has" in str(hint)
+        assert "portable" in str(hint)

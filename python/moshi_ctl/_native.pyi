@@ -7,6 +7,7 @@ from typing import Any
 
 __all__ = [
     "FRAME_SAMPLES",
+    "MAX_THREADS",
     "SAMPLE_RATE_HZ",
     "bench",
     "build_info",
@@ -18,6 +19,7 @@ __all__ = [
 
 SAMPLE_RATE_HZ: int
 FRAME_SAMPLES: int
+MAX_THREADS: int
 
 def bench(
     config_path: str | PathLike[str],
@@ -43,6 +45,9 @@ def serve(
     log_level: str,
     silent: bool,
     cpu: bool,
+    threads: int | None,
+    precision: str | None,
+    kv_precision: str | None,
     files: dict[str, str | PathLike[str]],
     api_keys: list[str] | None,
 ) -> None: ...

@@ -10,6 +10,8 @@ from tempfile import NamedTemporaryFile
 from moshi_ctl import _native, config, hub
 from moshi_ctl.errors import ModelFileError, UsageError
 
+_QUANTIZED = "q8"
+
 
 def write_random(config_path: Path, *, seed: int, precision: str, overwrite: bool) -> list[Path]:
     """Writes every model file a configuration names, with random weights.
@@ -26,9 +28,15 @@ def write_random(config_path: Path, *, seed: int, precision: str, overwrite: boo
         The files written.
 
     Raises:
-        UsageError: When a file belongs to a hub, or exists and is not to be replaced.
+        UsageError: When a file belongs to a hub, or exists and is not to be replaced, or when the
+            precision is none of the three.
         ModelFileError: When a file cannot be written.
     """
+    if precision == _QUANTIZED:
+        raise UsageError(
+            f"random model files are not written in {_QUANTIZED}",
+            hint="write bf16, then make it q8 with `moshi-ctl quantize`",
+        )
     configuration = config.read(config_path)
     for file in configuration.files:
         _check_target(file, overwrite=overwrite)

@@ -11,6 +11,7 @@ import typer
 
 from moshi_ctl import (
     __version__,
+    _native,
     bench,
     checkpoint,
     config,
@@ -46,17 +47,20 @@ class LogLevel(str, Enum):
     TRACE = "trace"
 
 
-class WeightPrecision(str, Enum):
-    """The number format of a language model's weights."""
+class FilePrecision(str, Enum):
+    """The number format of a language model's weights in a file."""
 
     F32 = "f32"
     F16 = "f16"
     BF16 = "bf16"
+    # Known so that the refusal can say where such a file comes from; not in the help.
+    Q8 = "q8"
 
 
 class ComputePrecision(str, Enum):
-    """How a model's matrices are held in memory."""
+    """How a model's matrices, or its keys and values, are held in memory."""
 
+    AUTO = "auto"
     F32 = "f32"
     F16 = "f16"
     BF16 = "bf16"
@@ -100,6 +104,19 @@ ConfigOption = Annotated[
 ]
 
 
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=_native.MAX_THREADS,
+        envvar=env.MOSHI_THREADS.name,
+        help="Threads of a step on the CPU; one per physical core without it.",
+        show_default=False,
+    ),
+]
+
+
 @app.command("worker")
 def _worker(
     config: ConfigOption,
@@ -115,11 +132,37 @@ def _worker(
     cpu: Annotated[
         bool, typer.Option("--cpu", help="Use the CPU even where there is an accelerator.")
     ] = False,
+    threads: ThreadsOption = None,
+    precision: Annotated[
+        ComputePrecision | None,
+        typer.Option(
+            "--precision",
+            case_sensitive=False,
+            help="Of the language models, whatever the configuration says; auto: the device's.",
+            show_default=False,
+        ),
+    ] = None,
+    kv_precision: Annotated[
+        ComputePrecision | None,
+        typer.Option(
+            "--kv-precision",
+            case_sensitive=False,
+            help="Of their keys and values; auto: what goes with the precision.",
+            show_default=False,
+        ),
+    ] = None,
     silent: Annotated[bool, typer.Option("--silent", help="Log to files only.")] = False,
 ) -> None:
     """Serve the models of a configuration until Ctrl-C or SIGTERM."""
     options = worker.WorkerOptions(
-        addr=addr, port=port, log_level=log.value, silent=silent, cpu=cpu
+        addr=addr,
+        port=port,
+        log_level=log.value,
+        silent=silent,
+        cpu=cpu,
+        threads=threads,
+        precision=precision.value if precision else None,
+        kv_precision=kv_precision.value if kv_precision else None,
     )
     worker.run(shipped.find(config), options)
 
@@ -218,12 +261,7 @@ def _bench(
     steps: Annotated[
         int, typer.Option("--steps", min=1, max=100_000, help="Steps per number of lanes.")
     ] = bench.DEFAULT_STEPS,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, max=1024, help="On the CPU; one per core.", show_default=False
-        ),
-    ] = None,
+    threads: ThreadsOption = None,
     precision: Annotated[
         ComputePrecision | None,
         typer.Option(
@@ -274,9 +312,14 @@ def _random_checkpoint(
     config: ConfigOption,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, another model.")] = 0,
     precision: Annotated[
-        WeightPrecision,
-        typer.Option("--precision", case_sensitive=False, help="Format of the language model."),
-    ] = WeightPrecision.BF16,
+        FilePrecision,
+        typer.Option(
+            "--precision",
+            case_sensitive=False,
+            metavar="[f32|f16|bf16]",
+            help="Format of the language model.",
+        ),
+    ] = FilePrecision.BF16,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Write random model files where a configuration wants them, to try it without a download."""

@@ -25,6 +25,13 @@ MOSHI_API_KEY = Variable(
 MOSHI_CTL_DEMO_DIR = Variable(
     "MOSHI_CTL_DEMO_DIR", "Folder of the model files of the `demo` configuration."
 )
+MOSHI_THREADS = Variable(
+    "MOSHI_THREADS", "Threads of a step on the CPU, where --threads does not say it."
+)
+MOSHI_INSTRUCTIONS = Variable(
+    "MOSHI_INSTRUCTIONS",
+    "For diagnosis: the instruction set of the CPU kernels, instead of the best one there is.",
+)
 HF_ENDPOINT = Variable("HF_ENDPOINT", "Where hf:// files come from instead of the public hub.")
 HF_TOKEN = Variable("HF_TOKEN", "Access token for hf:// files that need one.")
 HF_HOME = Variable("HF_HOME", "Folder that keeps downloaded hf:// files (in its subfolder hub).")
@@ -34,6 +41,8 @@ NO_COLOR = Variable("NO_COLOR", "Anything: no colours.")
 VARIABLES = (
     MOSHI_API_KEY,
     MOSHI_CTL_DEMO_DIR,
+    MOSHI_THREADS,
+    MOSHI_INSTRUCTIONS,
     HF_ENDPOINT,
     HF_TOKEN,
     HF_HOME,

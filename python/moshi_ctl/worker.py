@@ -17,13 +17,27 @@ from moshi_ctl.report import warn
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """How to serve a configuration; the options of `moshi-ctl worker`."""
+    """How to serve a configuration; the options of `moshi-ctl worker`.
+
+    Attributes:
+        addr: IP address to listen on.
+        port: Port to listen on; 0 for any free one.
+        log_level: How much to log.
+        silent: Whether the console stays empty.
+        cpu: Whether accelerators are left alone.
+        threads: Threads of a step on the CPU; one per physical core if None.
+        precision: Replaces that of every module, "auto" being the device's.
+        kv_precision: Replaces that of every module, "auto" being what goes with the precision.
+    """
 
     addr: str
     port: int
     log_level: str
     silent: bool
     cpu: bool
+    threads: int | None = None
+    precision: str | None = None
+    kv_precision: str | None = None
 
 
 def run(config_path: Path, options: WorkerOptions) -> None:
@@ -57,6 +71,9 @@ def run(config_path: Path, options: WorkerOptions) -> None:
             log_level=options.log_level,
             silent=options.silent,
             cpu=options.cpu,
+            threads=options.threads,
+            precision=options.precision,
+            kv_precision=options.kv_precision,
             files={value: str(path) for value, path in files.items()},
             api_keys=api_keys,
         )

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use moshi_ctl_core::{ModelError, Precision};
+use moshi_ctl_core::ModelError;
 use moshi_ctl_engine::measure::{Context, Memory, Plan, Summary, measure, synthetic_speech};
 use moshi_ctl_engine::{AsrModel, AsrSpec};
 use moshi_ctl_server::worker::WorkerError;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::errors::{usage_error, worker_error};
 use crate::serve::spec;
-use crate::{load_config, to_python};
+use crate::{load_config, precision, to_python};
 
 /// As many as a configuration may ask for.
 const MOST_LANES: usize = 4096;
@@ -63,7 +63,6 @@ pub(crate) fn bench<'py>(
     };
     let steps = NonZeroUsize::new(steps)
         .ok_or_else(|| usage_error(py, "steps: is 0", "measure at least one step"))?;
-    let precision = precision.map(|name| precision_named(py, name)).transpose()?;
     let mut config = load_config(py, &config_path)?;
     config.resolve(&files);
     let Some(module_config) = config.modules.get(module) else {
@@ -75,9 +74,9 @@ pub(crate) fn bench<'py>(
         worker_error(py, &WorkerError::Model { module: module.to_owned(), message, hint })
     };
 
-    let spec = spec(module_config.asr(), cpu);
-    let spec =
-        AsrSpec { lanes: most_lanes, precision: precision.or(spec.precision), threads, ..spec };
+    let spec = spec(module_config.asr(), cpu, threads);
+    let precision = precision::wish(py, precision, spec.precision)?;
+    let spec = AsrSpec { lanes: most_lanes, precision, ..spec };
     let (model, load_s) = in_background(py, move || {
         let started = Instant::now();
         (AsrModel::load(&spec), started.elapsed().as_secs_f64())
@@ -126,13 +125,6 @@ fn report(lanes: usize, summary: &Summary) -> Value {
     report["lanes"] = json!(lanes);
     report["resident_bytes"] = json!(Memory::now().map(|memory| memory.resident_bytes));
     report
-}
-
-fn precision_named(py: Python<'_>, name: &str) -> PyResult<Precision> {
-    Precision::ALL.into_iter().find(|precision| precision.name() == name).ok_or_else(|| {
-        let names = Precision::ALL.map(Precision::name).join(", ");
-        usage_error(py, &format!("`{name}` is no precision"), &format!("use one of {names}"))
-    })
 }
 
 /// Why a measurement ended early.

@@ -10,6 +10,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{model_file_error, usage_error};
 use crate::load_config;
+use crate::precision::named;
 
 /// Writes the three files of `module` with random weights. `precision` is the language model's;
 /// the codec is always f32, as published.
@@ -34,14 +35,7 @@ pub(crate) fn write_random_checkpoint(
         let message = format!("the configuration has no module `{module}`");
         return Err(usage_error(py, &message, "name one of its modules"));
     };
-    let Some(precision) = Precision::ALL.into_iter().find(|p| p.name() == precision) else {
-        let names = Precision::ALL.map(Precision::name).join(", ");
-        return Err(usage_error(
-            py,
-            &format!("`{precision}` is no precision"),
-            &format!("use one of {names}"),
-        ));
-    };
+    let precision = named(py, precision)?;
     let shape = &module_config.asr().model;
     py.detach(|| {
         let of = |precision| RandomOptions { seed, precision };

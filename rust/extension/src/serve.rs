@@ -12,11 +12,16 @@ use pyo3::prelude::*;
 
 use crate::errors::{usage_error, worker_error};
 use crate::load_config;
+use crate::precision::wish;
 
 /// Serves a configuration until SIGINT or SIGTERM. `files` maps the file strings of the
-/// configuration to the local paths found for them; `api_keys` replaces the configuration's keys.
+/// configuration to the local paths found for them. `precision`, `kv_precision` and `api_keys`
+/// replace what the configuration says of them, `auto` being the engine's choice.
 #[pyfunction]
-#[pyo3(signature = (config_path, *, addr, port, log_level, silent, cpu, files, api_keys))]
+#[pyo3(signature = (
+    config_path, *, addr, port, log_level, silent, cpu, threads, precision, kv_precision, files,
+    api_keys
+))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
 pub(crate) fn serve(
@@ -27,6 +32,9 @@ pub(crate) fn serve(
     log_level: String,
     silent: bool,
     cpu: bool,
+    threads: Option<usize>,
+    precision: Option<&str>,
+    kv_precision: Option<&str>,
     files: BTreeMap<String, PathBuf>,
     api_keys: Option<Vec<String>>,
 ) -> PyResult<()> {
@@ -36,17 +44,21 @@ pub(crate) fn serve(
     })?;
     let mut config = load_config(py, &config_path)?;
     config.resolve(&files);
+    for module in config.modules.values_mut() {
+        let module = module.asr_mut();
+        module.precision = wish(py, precision, module.precision)?;
+        module.kv_precision = wish(py, kv_precision, module.kv_precision)?;
+    }
     let options = WorkerOptions { addr, port, log_level, silent, api_keys };
-    py.detach(|| worker::run(config, options, Box::new(move |_, module| load(module, cpu))))
+    let load = move |_: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
+        Ok(Box::new(AsrModel::load(&spec(module, cpu, threads))?))
+    };
+    py.detach(|| worker::run(config, options, Box::new(load)))
         .map_err(|error| worker_error(py, &error))
 }
 
-fn load(module: &AsrModule, cpu: bool) -> Result<Box<dyn StreamingModel>, ModelError> {
-    Ok(Box::new(AsrModel::load(&spec(module, cpu))?))
-}
-
 /// What the engine is asked for by `module`.
-pub(crate) fn spec(module: &AsrModule, cpu: bool) -> AsrSpec {
+pub(crate) fn spec(module: &AsrModule, cpu: bool, threads: Option<usize>) -> AsrSpec {
     // Published configurations set conditioning_learnt_padding without having conditioners.
     let conditioning =
         module.model.conditioners.as_ref().map(|_| match module.conditioning_delay {
@@ -64,6 +76,6 @@ pub(crate) fn spec(module: &AsrModule, cpu: bool) -> AsrSpec {
         kv_precision: module.kv_precision,
         cpu,
         kernels: Kernels::default(),
-        threads: None,
+        threads,
     }
 }

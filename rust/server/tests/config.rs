@@ -123,7 +123,43 @@ fn defaults_and_environment() {
     assert!(config.authorized_ids.is_empty());
     assert!(!config.warmup.enabled);
     let asr = config.modules["asr"].asr();
-    assert_eq!((asr.batch_size, asr.dtype_override), (8, Some(Precision::Bf16)));
+    assert_eq!((asr.batch_size, asr.precision), (8, Some(Precision::Bf16)));
+}
+
+#[test]
+fn precisions_are_those_of_the_engine_or_left_to_it() {
+    let added = |keys: &str| {
+        module(&with(PUBLISHED_1B, "temperature = 0.0", &format!("temperature = 0.0\n{keys}")))
+    };
+    for precision in Precision::ALL {
+        for key in ["precision", "dtype_override"] {
+            let asr = added(&format!("{key} = \"{precision}\"")).asr().clone();
+            assert_eq!((asr.precision, asr.kv_precision), (Some(precision), None), "{key}");
+        }
+        let asr = added(&format!("kv_precision = \"{precision}\"")).asr().clone();
+        assert_eq!((asr.precision, asr.kv_precision), (None, Some(precision)));
+        // Twice the same is no contradiction.
+        let both = format!("dtype_override = \"{precision}\"\nprecision = \"{precision}\"");
+        assert_eq!(added(&both).asr().precision, Some(precision));
+        // `auto` says nothing, so Kyutai's key holds.
+        let auto = format!("dtype_override = \"{precision}\"\nprecision = \"auto\"");
+        assert_eq!(added(&auto).asr().precision, Some(precision));
+    }
+    for nothing in ["", "precision = \"auto\"\nkv_precision = \"auto\""] {
+        let asr = added(nothing).asr().clone();
+        assert_eq!((asr.precision, asr.kv_precision), (None, None), "{nothing}");
+    }
+}
+
+#[test]
+fn the_summary_shows_precisions() {
+    let keys = "dtype_override = \"f16\"\nkv_precision = \"q8\"\nbatch_size = 64";
+    let summary = parse(&with(PUBLISHED_1B, "batch_size = 64", keys)).unwrap().summary_json();
+    let asr = &summary["modules"]["asr"];
+    assert_eq!(asr["precision"], "f16");
+    assert_eq!(asr["kv_precision"], "q8");
+    let summary = parse(PUBLISHED_1B).unwrap().summary_json();
+    assert!(summary["modules"]["asr"]["precision"].is_null());
 }
 
 #[test]
@@ -162,7 +198,12 @@ const WRONG: &[Wrong] = &[
     Wrong { line: "context = 750", new: "context = 75000000", key: "modules.asr.model.transformer.context", at: 32, says: "is 75000000", hints: "" },
     Wrong { line: "temperature = 0.0", new: "temperature = -0.5", key: "modules.asr.temperature", at: 15, says: "is -0.5", hints: "likeliest" },
     Wrong { line: "temperature = 0.0", new: "temperature = nan", key: "modules.asr.temperature", at: 15, says: "is NaN", hints: "likeliest" },
-    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\ndtype_override = \"q4\"", key: "modules.asr.dtype_override", at: 16, says: "`q4`", hints: "q8" },
+    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\ndtype_override = \"f8\"", key: "modules.asr.dtype_override", at: 16, says: "`f8`", hints: "did you mean `q8`?" },
+    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\nprecision = \"bf61\"", key: "modules.asr.precision", at: 16, says: "`bf61`", hints: "did you mean `bf16`?" },
+    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\nprecision = \"float16\"", key: "modules.asr.precision", at: 16, says: "`float16`", hints: "possible here: auto, f32, f16, bf16, q8" },
+    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\nprecision = 8", key: "modules.asr.precision", at: 16, says: "expected a string", hints: "" },
+    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\nkv_precision = \"q4\"", key: "modules.asr.kv_precision", at: 16, says: "`q4`", hints: "did you mean `q8`?" },
+    Wrong { line: "temperature = 0.0", new: "temperature = 0.0\ndtype_override = \"f32\"\nprecision = \"q8\"", key: "modules.asr.precision", at: 17, says: "is q8, but `dtype_override` is f32", hints: "remove `dtype_override`" },
     Wrong { line: "gating = \"silu\"", new: "gating = \"silo\"", key: "modules.asr.model.transformer.gating", at: 36, says: "`silo`", hints: "did you mean `silu`?" },
     Wrong { line: "\"BatchedAsr\"", new: "\"BatchAsr\"", key: "modules.asr.type", at: 8, says: "`BatchAsr`", hints: "did you mean `BatchedAsr`?" },
     Wrong { line: "\"BatchedAsr\"", new: "\"Tts\"", key: "modules.asr.type", at: 8, says: "not served by this version", hints: "BatchedAsr" },

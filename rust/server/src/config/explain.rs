@@ -56,6 +56,7 @@ fn in_plain_words(message: &str) -> String {
         ("expected f64", "expected a number"),
         ("expected f32", "expected a number"),
         ("expected a sequence", "expected a list"),
+        ("wanted string or table", "expected a string in quotes"),
     ] {
         message = message.replace(type_name, words);
     }

@@ -145,7 +145,8 @@ impl ModuleConfig {
         }
     }
 
-    fn asr_mut(&mut self) -> &mut AsrModule {
+    /// [`ModuleConfig::asr`], to change what has been checked.
+    pub fn asr_mut(&mut self) -> &mut AsrModule {
         match self {
             Self::Asr(module) | Self::BatchedAsr(module) => module,
         }
