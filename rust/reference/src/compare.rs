@@ -82,3 +82,11 @@ pub fn share(frames: &[Frame], token: u32) -> f32 {
     let hits = frames.iter().filter(|frame| frame.text_token == token).count();
     hits as f32 / frames.len() as f32
 }
+
+/// The cosine of the angle between two vectors; 1 when they differ in length only.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}

@@ -21,6 +21,11 @@ fn speech() -> Vec<Vec<f32>> {
     read_frames(&asset("speech-long.wav")).unwrap()
 }
 
+/// Precisions of the matrices and of the rings.
+type Precisions = (Precision, Precision);
+
+const F32: Precisions = (Precision::F32, Precision::F32);
+
 /// A model of one lane.
 fn loner(spec: &AsrSpec) -> AsrModel {
     AsrModel::load(&AsrSpec { lanes: 1, ..spec.clone() }).unwrap()
@@ -69,10 +74,11 @@ impl Guest {
 }
 
 /// Every guest hears the same in a crowd that changes with every step as alone.
-fn check_crowd(shape: LmShape, precision: Precision, temperature: f64) {
+fn check_crowd(shape: LmShape, (matrices, rings): Precisions, temperature: f64) {
     let folder = TempDir::new().unwrap();
     let files = Checkpoints::write(folder.path(), shape, 5, Precision::Bf16).unwrap();
-    let spec = AsrSpec { precision: Some(precision), temperature, ..files.spec(LANES) };
+    let (precision, kv_precision) = (Some(matrices), Some(rings));
+    let spec = AsrSpec { precision, kv_precision, temperature, ..files.spec(LANES) };
     let mut model = AsrModel::load(&spec).unwrap();
     let speech = speech();
     let guests = Guest::all();
@@ -113,18 +119,64 @@ fn check_crowd(shape: LmShape, precision: Precision, temperature: f64) {
 
 #[test]
 fn a_lane_in_a_crowd_equals_the_lane_alone() {
-    check_crowd(shapes::short_context(), Precision::F32, 0.0);
+    check_crowd(shapes::short_context(), F32, 0.0);
 }
 
 #[test]
 fn a_lane_in_a_crowd_equals_the_lane_alone_in_half_precision() {
-    check_crowd(shapes::short_context(), Precision::Bf16, 0.0);
-    check_crowd(shapes::short_context(), Precision::F16, 0.0);
+    for precision in [Precision::Bf16, Precision::F16] {
+        check_crowd(shapes::short_context(), (precision, precision), 0.0);
+    }
+}
+
+#[test]
+fn a_lane_in_a_crowd_equals_the_lane_alone_in_eight_bits() {
+    for rings in [Precision::Q8, Precision::F16] {
+        check_crowd(shapes::short_context(), (Precision::Q8, rings), 0.0);
+    }
 }
 
 #[test]
 fn a_lane_in_a_crowd_samples_as_it_would_alone() {
-    check_crowd(shapes::conditioned(), Precision::F32, 0.8);
+    check_crowd(shapes::conditioned(), F32, 0.8);
+}
+
+/// Some of this shape's rows are no whole number of blocks.
+#[test]
+fn a_lane_in_a_crowd_samples_as_it_would_alone_in_eight_bits() {
+    check_crowd(shapes::conditioned(), (Precision::Q8, Precision::Q8), 0.8);
+}
+
+/// Work is divided by the number of threads; results are not.
+#[test]
+fn threads_make_no_difference() {
+    let speech = speech();
+    for shape in [shapes::short_context(), shapes::conditioned()] {
+        let folder = TempDir::new().unwrap();
+        let files = Checkpoints::write(folder.path(), shape, 5, Precision::Bf16).unwrap();
+        for (precision, rings) in [F32, (Precision::Q8, Precision::Q8)] {
+            let hear = |threads| {
+                let (precision, kv_precision) = (Some(precision), Some(rings));
+                let threads = Some(threads);
+                let spec = AsrSpec { precision, kv_precision, threads, ..files.spec(LANES) };
+                let mut model = AsrModel::load(&spec).unwrap();
+                let processor = model.processor().unwrap();
+                assert_eq!(Some(processor.threads), threads);
+                // From one lane to all: work is divided differently for each number of them.
+                let mut heard = vec![];
+                for (step, present) in [1, 2, 3, 5, 13, LANES, 8, 1].into_iter().enumerate() {
+                    let frame = |lane| LaneFrame { lane, pcm: &speech[step + 3 * lane] };
+                    let frames: Vec<_> = (0..present).map(frame).collect();
+                    heard.extend(ours::step(&mut model, &frames).unwrap());
+                }
+                heard
+            };
+            let alone = hear(1);
+            for threads in [2, 3, 5] {
+                assert!(hear(threads) == alone, "{precision}: {threads} threads differ from one");
+            }
+        }
+    }
 }
 
 #[test]
@@ -144,12 +196,25 @@ fn sampling_depends_on_the_seed_and_on_nothing_else() {
 /// Whatever a lane went through, after a reset it is a fresh lane; its neighbour notices nothing.
 #[test]
 fn a_lane_after_a_reset_equals_a_fresh_lane() {
+    check_reset(F32);
+}
+
+#[test]
+fn a_lane_after_a_reset_equals_a_fresh_lane_in_eight_bits() {
+    for rings in [Precision::Q8, Precision::F16] {
+        check_reset((Precision::Q8, rings));
+    }
+}
+
+fn check_reset((matrices, rings): Precisions) {
     let folder = TempDir::new().unwrap();
     let files =
         Checkpoints::write(folder.path(), shapes::short_context(), 5, Precision::Bf16).unwrap();
+    let (precision, kv_precision) = (Some(matrices), Some(rings));
+    let spec = AsrSpec { precision, kv_precision, ..files.spec(2) };
     let frames = &speech()[..FRAMES];
-    let fresh = ours::hear(&mut loner(&files.spec(1)), 0, frames).unwrap();
-    let mut model = files.engine(2).unwrap();
+    let fresh = ours::hear(&mut loner(&spec), 0, frames).unwrap();
+    let mut model = AsrModel::load(&spec).unwrap();
     let mut neighbour = vec![];
     let mut spoilt_speech = frames[3].clone();
     spoilt_speech[1_000] = f32::NAN;

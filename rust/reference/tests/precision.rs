@@ -7,6 +7,7 @@ use moshi_ctl_core::Precision;
 use moshi_ctl_engine::{AsrModel, AsrSpec, Kernels};
 use moshi_ctl_reference::audio::{asset, read_frames};
 use moshi_ctl_reference::checkpoints::Checkpoints;
+use moshi_ctl_reference::compare::cosine;
 use moshi_ctl_reference::oracle::Frame;
 use moshi_ctl_reference::{ours, shapes};
 use tempfile::TempDir;
@@ -22,13 +23,6 @@ fn hear(files: &Checkpoints, precision: Precision, kernels: Kernels) -> Vec<Fram
     let frames = read_frames(&asset("speech-long.wav")).unwrap();
     let heard = ours::hear(&mut AsrModel::load(&spec).unwrap(), 0, &frames[..FRAMES]).unwrap();
     heard.into_iter().map(|heard| heard.frame).collect()
-}
-
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
 #[test]
