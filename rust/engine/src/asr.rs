@@ -91,6 +91,9 @@ struct Step {
     codes: Codes,
     inputs: LmInputs,
     outputs: LmOutputs,
+    /// How many frames the step has.
+    frames: usize,
+    /// One per frame, and what is left of steps with more.
     results: Vec<LaneStep>,
 }
 
@@ -209,8 +212,8 @@ impl AsrModel {
     /// How each result of the last step came about. A lane that could not be advanced has an
     /// incomplete trace.
     pub fn last_traces(&self) -> Vec<StepTrace> {
-        let Step { heard, advancing, codes, outputs, results, .. } = &self.step;
-        let mut traces = vec![StepTrace::default(); results.len()];
+        let Step { heard, advancing, codes, outputs, frames, .. } = &self.step;
+        let mut traces = vec![StepTrace::default(); *frames];
         for (i, &index) in heard.iter().enumerate() {
             if let Some(margin) = codes.margins[i] {
                 traces[index].audio_tokens = codes.of(i).to_vec();
@@ -256,7 +259,7 @@ impl AsrModel {
             advancing.push(index);
             lanes.push(frames[index].lane);
         }
-        for (index, result) in results.iter_mut().enumerate() {
+        for (index, result) in results[..frames.len()].iter_mut().enumerate() {
             if advancing.binary_search(&index).is_err() {
                 result.outcome = Err(LaneFault::NonFiniteAudio);
             }
@@ -344,7 +347,7 @@ impl StreamingModel for AsrModel {
 
     fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<&[LaneStep], ModelError> {
         self.advance(frames)?;
-        Ok(&self.step.results)
+        Ok(&self.step.results[..frames.len()])
     }
 }
 
@@ -358,6 +361,7 @@ impl Step {
             codes: Codes::new(shape),
             inputs: LmInputs::new(shape),
             outputs: LmOutputs::default(),
+            frames: 0,
             results: vec![],
         }
     }
@@ -373,7 +377,7 @@ impl Step {
         inputs.clear();
         let is_finite = |&index: &usize| frames[index].pcm.iter().all(|x| x.is_finite());
         heard.extend((0..frames.len()).filter(is_finite));
-        results.truncate(frames.len());
+        self.frames = frames.len();
         for (index, frame) in frames.iter().enumerate() {
             match results.get_mut(index) {
                 Some(result) => result.lane = frame.lane,
