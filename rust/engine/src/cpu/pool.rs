@@ -32,6 +32,7 @@ struct Shared {
     finished: AtomicUsize,
     panicked: AtomicBool,
     closing: AtomicBool,
+    started: AtomicUsize,
     asleep: Vec<AtomicBool>,
 }
 
@@ -49,7 +50,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// Starts `threads - 1` workers.
+    /// Starts `threads - 1` workers and waits until they run.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -61,6 +62,7 @@ impl Pool {
             finished: AtomicUsize::new(0),
             panicked: AtomicBool::new(false),
             closing: AtomicBool::new(false),
+            started: AtomicUsize::new(0),
             asleep: (0..others).map(|_| AtomicBool::new(false)).collect(),
         });
         let mut pool = Self { shared, workers: Vec::with_capacity(others) };
@@ -76,6 +78,10 @@ impl Pool {
                 ))
                 .with_hint("Raise the limit of processes, or lower --threads.")
             })?);
+        }
+        // The system's part of starting a thread asks for memory, which no step may.
+        while pool.shared.started.load(Ordering::Acquire) < others {
+            thread::yield_now();
         }
         Ok(pool)
     }
@@ -156,6 +162,7 @@ impl Drop for Pool {
 
 impl Shared {
     fn work(&self, worker: usize) {
+        self.started.fetch_add(1, Ordering::Release);
         let mut idle_since = Instant::now();
         let mut looks = 0u32;
         while !self.closing.load(Ordering::Relaxed) {
