@@ -45,3 +45,33 @@ pub fn read_wav(file: &Path) -> Result<Vec<f32>> {
 pub fn read_frames(file: &Path) -> Result<Vec<Vec<f32>>> {
     Ok(read_wav(file)?.chunks_exact(FRAME_SAMPLES).map(<[f32]>::to_vec).collect())
 }
+
+/// Frames of the long recording, of noise, and of the recording again, at another loudness; as many
+/// as asked for.
+///
+/// # Errors
+/// As [`read_wav`].
+pub fn long_audio(frames: usize) -> Result<Vec<Vec<f32>>> {
+    const NOISE_FRAMES: usize = 13;
+    let speech = read_frames(&asset("speech-long.wav"))?;
+    let mut audio: Vec<Vec<f32>> = vec![];
+    let mut state = 1u32;
+    for loudness in [1.0, 0.4, 0.7, 0.2].into_iter().cycle() {
+        if audio.len() >= frames {
+            break;
+        }
+        audio.extend(speech.iter().map(|pcm| pcm.iter().map(|x| x * loudness).collect()));
+        for _ in 0..NOISE_FRAMES {
+            audio.push(
+                (0..FRAME_SAMPLES)
+                    .map(|_| {
+                        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                        0.1 * loudness * (state.cast_signed() as f32 / (1u32 << 31) as f32)
+                    })
+                    .collect(),
+            );
+        }
+    }
+    audio.truncate(frames);
+    Ok(audio)
+}

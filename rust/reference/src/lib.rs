@@ -4,6 +4,7 @@ pub mod audio;
 pub mod bench;
 pub mod checkpoints;
 pub mod compare;
+pub mod forced;
 pub mod oracle;
 pub mod ours;
 pub mod roofline;
