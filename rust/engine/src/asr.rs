@@ -1,7 +1,6 @@
 //! Speech to text: codec, language model and sampling behind [`StreamingModel`].
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use moshi_ctl_core::units::FRAME_SAMPLES;
 use moshi_ctl_core::{
@@ -9,7 +8,7 @@ use moshi_ctl_core::{
 };
 
 use crate::EngineError;
-use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor};
+use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor, StepTiming};
 use crate::candle::CandleBackend;
 use crate::checkpoint::Checkpoint;
 use crate::conditioner::Conditioning;
@@ -58,15 +57,6 @@ pub struct StepTrace {
     pub text_logits: Vec<f32>,
 }
 
-/// How long the parts of a step took.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct StepTiming {
-    /// The codec, from samples to audio tokens.
-    pub codec: Duration,
-    /// The language model, from audio tokens to text token.
-    pub lm: Duration,
-}
-
 /// A loaded speech-to-text model.
 pub struct AsrModel {
     backend: Box<dyn Backend>,
@@ -83,9 +73,7 @@ pub struct AsrModel {
 struct Step {
     /// Frames that can be encoded, by their index.
     heard: Vec<usize>,
-    /// Frames that reach the language model, by their index.
-    advancing: Vec<usize>,
-    /// Lanes of the part of the step that is under way.
+    /// Their lanes.
     lanes: Vec<usize>,
     pcm: Vec<f32>,
     codes: Codes,
@@ -212,84 +200,63 @@ impl AsrModel {
     /// How each result of the last step came about. A lane that could not be advanced has an
     /// incomplete trace.
     pub fn last_traces(&self) -> Vec<StepTrace> {
-        let Step { heard, advancing, codes, outputs, frames, .. } = &self.step;
+        let Step { heard, codes, outputs, frames, .. } = &self.step;
         let mut traces = vec![StepTrace::default(); *frames];
-        for (i, &index) in heard.iter().enumerate() {
-            if let Some(margin) = codes.margins[i] {
-                traces[index].audio_tokens = codes.of(i).to_vec();
-                traces[index].code_margin = margin;
-            }
-        }
         let logits = outputs.text_logits.chunks_exact(self.shape.text_out_vocab_size);
-        for (&index, logits) in advancing.iter().zip(logits) {
-            traces[index].text_logits = logits.to_vec();
+        for (i, (&index, logits)) in heard.iter().zip(logits).enumerate() {
+            if let Some(code_margin) = codes.margins[i] {
+                let (audio_tokens, text_logits) = (codes.of(i).to_vec(), logits.to_vec());
+                traces[index] = StepTrace { audio_tokens, code_margin, text_logits };
+            }
         }
         traces
     }
 
     fn advance(&mut self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
-        let started = Instant::now();
         self.check(frames)?;
         self.step.begin(frames);
-        self.encode(frames)?;
-        let encoded = Instant::now();
-        self.predict(frames)?;
-        self.timing = StepTiming { codec: encoded - started, lm: encoded.elapsed() };
+        let Step { heard, lanes, pcm, inputs, codes, outputs, .. } = &mut self.step;
+        for &index in &*heard {
+            let LaneFrame { lane, pcm: of_lane } = frames[index];
+            lanes.push(lane);
+            pcm.extend_from_slice(of_lane);
+            inputs.push(self.lanes[lane].text, &self.lanes[lane].audio);
+        }
+        self.timing = if lanes.is_empty() {
+            StepTiming::default()
+        } else {
+            self.backend.step(pcm, lanes, inputs, codes, outputs)?
+        };
+        self.record();
         Ok(())
     }
 
-    /// Turns the frames that are heard into audio tokens and into the language model's inputs.
-    fn encode(&mut self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
-        let Step { heard, advancing, lanes, pcm, codes, inputs, results, .. } = &mut self.step;
-        for &index in &*heard {
-            lanes.push(frames[index].lane);
-            pcm.extend_from_slice(frames[index].pcm);
-        }
-        if !lanes.is_empty() {
-            self.backend.encode(pcm, lanes, codes)?;
-        }
-        lanes.clear();
-        for (i, &index) in heard.iter().enumerate() {
-            if codes.margins[i].is_none() {
-                continue;
-            }
-            let lane = &mut self.lanes[frames[index].lane];
-            inputs.push(lane.text, &lane.audio);
-            lane.audio.copy_from_slice(codes.of(i));
-            advancing.push(index);
-            lanes.push(frames[index].lane);
-        }
-        for (index, result) in results[..frames.len()].iter_mut().enumerate() {
-            if advancing.binary_search(&index).is_err() {
+    /// Notes what was heard and said in the lanes and in the results.
+    fn record(&mut self) {
+        let Step { heard, lanes, codes, outputs, frames, results, .. } = &mut self.step;
+        for (index, result) in results[..*frames].iter_mut().enumerate() {
+            if heard.binary_search(&index).is_err() {
                 result.outcome = Err(LaneFault::NonFiniteAudio);
             }
         }
-        Ok(())
-    }
-
-    /// Steps the language model of the lanes that advance.
-    fn predict(&mut self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
-        let Step { advancing, lanes, inputs, outputs, results, .. } = &mut self.step;
-        if lanes.is_empty() {
-            return Ok(());
-        }
-        self.backend.predict(inputs, lanes, outputs)?;
-        let heads = outputs.vad.len() / lanes.len();
+        let heads = outputs.vad.len() / lanes.len().max(1);
         let logits = outputs.text_logits.chunks_exact(self.shape.text_out_vocab_size);
-        for (i, (&index, logits)) in advancing.iter().zip(logits).enumerate() {
-            let lane = &mut self.lanes[frames[index].lane];
+        for (i, (&index, logits)) in heard.iter().zip(logits).enumerate() {
+            let (lane, outcome) = (&mut self.lanes[lanes[i]], &mut results[index].outcome);
+            if codes.margins[i].is_none() {
+                *outcome = Err(LaneFault::NonFiniteAudio);
+                continue;
+            }
+            lane.audio.copy_from_slice(codes.of(i));
             let vad = &outputs.vad[i * heads..(i + 1) * heads];
-            let chosen = lane.sampler.choose(logits);
-            let result = &mut results[index];
-            match chosen {
+            match lane.sampler.choose(logits) {
                 Some(text_token) if vad.iter().all(|p| p.is_finite()) => {
                     lane.text = text_token;
-                    predicted(&mut result.outcome, text_token, vad);
+                    predicted(outcome, text_token, vad);
                 }
-                _ => result.outcome = Err(LaneFault::NonFiniteLogits),
+                _ => *outcome = Err(LaneFault::NonFiniteLogits),
             }
         }
-        Ok(())
     }
 
     fn check(&self, frames: &[LaneFrame<'_>]) -> Result<(), EngineError> {
@@ -355,7 +322,6 @@ impl Step {
     fn new(shape: &LmShape) -> Self {
         Self {
             heard: vec![],
-            advancing: vec![],
             lanes: vec![],
             pcm: vec![],
             codes: Codes::new(shape),
@@ -368,13 +334,13 @@ impl Step {
 
     /// Forgets the last step, but keeps its memory, results included.
     fn begin(&mut self, frames: &[LaneFrame<'_>]) {
-        let Self { heard, advancing, lanes, pcm, codes, inputs, results, .. } = self;
-        for list in [&mut *heard, advancing, lanes] {
-            list.clear();
-        }
+        let Self { heard, lanes, pcm, codes, inputs, outputs, results, .. } = self;
+        heard.clear();
+        lanes.clear();
         pcm.clear();
         codes.begin(0);
         inputs.clear();
+        outputs.clear();
         let is_finite = |&index: &usize| frames[index].pcm.iter().all(|x| x.is_finite());
         heard.extend((0..frames.len()).filter(is_finite));
         self.frames = frames.len();

@@ -1,5 +1,7 @@
 //! The seam between a stream's bookkeeping and the arithmetic of a model.
 
+use std::time::Duration;
+
 use moshi_ctl_core::LmShape;
 
 use crate::EngineError;
@@ -15,32 +17,35 @@ pub(crate) trait Backend: Send {
     /// When the device fails.
     fn fill_context(&mut self, lane: usize) -> Result<(), EngineError>;
 
-    /// Turns one frame of each of `lanes` into audio tokens. `pcm`: lanes × `FRAME_SAMPLES`.
+    /// Advances `lanes` by one frame: the codec turns their audio into `codes`, the language model
+    /// their `inputs` into `outputs`. A step's inputs hold the audio tokens of the frame before,
+    /// so neither waits for the other. `pcm`: lanes × `FRAME_SAMPLES`.
     ///
     /// # Errors
     /// When the device fails.
-    fn encode(
+    fn step(
         &mut self,
         pcm: &[f32],
         lanes: &[usize],
-        codes: &mut Codes,
-    ) -> Result<(), EngineError>;
-
-    /// Advances the language model of `lanes` by one step with one input each.
-    ///
-    /// # Errors
-    /// When the device fails.
-    fn predict(
-        &mut self,
         inputs: &LmInputs,
-        lanes: &[usize],
+        codes: &mut Codes,
         outputs: &mut LmOutputs,
-    ) -> Result<(), EngineError>;
+    ) -> Result<StepTiming, EngineError>;
 
     /// Worker threads, and the instructions they use; none on an accelerator.
     fn processor(&self) -> Option<Processor> {
         None
     }
+}
+
+/// How long the parts of a step took. Where they share threads, the time of the step is divided as
+/// the threads' time was.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StepTiming {
+    /// The codec, from samples to audio tokens.
+    pub codec: Duration,
+    /// The language model, from audio tokens to logits.
+    pub lm: Duration,
 }
 
 /// What computes on the CPU.
@@ -126,4 +131,11 @@ pub(crate) struct LmOutputs {
     pub(crate) text_logits: Vec<f32>,
     /// lanes × VAD heads: the probability of each head's first class
     pub(crate) vad: Vec<f32>,
+}
+
+impl LmOutputs {
+    pub(crate) fn clear(&mut self) {
+        self.text_logits.clear();
+        self.vad.clear();
+    }
 }

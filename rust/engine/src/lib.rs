@@ -20,8 +20,8 @@ mod sampling;
 mod weights;
 mod whole_file;
 
-pub use asr::{AsrModel, AsrSpec, StepTiming, StepTrace};
-pub use backend::Processor;
+pub use asr::{AsrModel, AsrSpec, StepTrace};
+pub use backend::{Processor, StepTiming};
 pub use conditioner::Conditioning;
 pub use cpu::MAX_THREADS;
 pub use error::EngineError;

@@ -8,6 +8,8 @@ mod lm;
 mod norm;
 mod transformer;
 
+use std::time::Instant;
+
 use candle_core::{DType, Tensor};
 use moshi_ctl_core::Precision;
 use moshi_ctl_core::units::FRAME_SAMPLES;
@@ -15,7 +17,7 @@ use moshi_ctl_core::units::FRAME_SAMPLES;
 use self::codec::Codec;
 use self::lm::LanguageModel;
 use crate::EngineError;
-use crate::backend::{Backend, Codes, LmInputs, LmOutputs};
+use crate::backend::{Backend, Codes, LmInputs, LmOutputs, StepTiming};
 use crate::weights::{Model, Weights};
 
 /// A model whose lanes are rows of tensors.
@@ -52,24 +54,21 @@ impl Backend for CandleBackend {
         Ok(())
     }
 
-    fn encode(
+    fn step(
         &mut self,
         pcm: &[f32],
         lanes: &[usize],
+        inputs: &LmInputs,
         codes: &mut Codes,
-    ) -> Result<(), EngineError> {
+        outputs: &mut LmOutputs,
+    ) -> Result<StepTiming, EngineError> {
+        let started = Instant::now();
         let pcm = Tensor::from_slice(pcm, (lanes.len(), FRAME_SAMPLES), &self.device)?;
         codes.begin(lanes.len());
-        self.codec.encode(pcm, lanes, codes)
-    }
-
-    fn predict(
-        &mut self,
-        inputs: &LmInputs,
-        lanes: &[usize],
-        outputs: &mut LmOutputs,
-    ) -> Result<(), EngineError> {
-        self.lm.forward(inputs, lanes, outputs)
+        self.codec.encode(pcm, lanes, codes)?;
+        let encoded = Instant::now();
+        self.lm.forward(inputs, lanes, outputs)?;
+        Ok(StepTiming { codec: encoded - started, lm: encoded.elapsed() })
     }
 }
 

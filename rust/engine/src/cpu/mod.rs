@@ -14,13 +14,14 @@ mod pool;
 mod transformer;
 
 use std::sync::Once;
+use std::time::Instant;
 
 use self::codec::Codec;
 use self::kernels::{InstructionSet, chosen};
 use self::lm::LanguageModel;
 use self::pool::Pool;
 use crate::EngineError;
-use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor};
+use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor, StepTiming};
 use crate::weights::{Model, Weights};
 
 /// The most threads a step may be divided among.
@@ -67,24 +68,25 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn encode(
+    fn step(
         &mut self,
         pcm: &[f32],
         lanes: &[usize],
-        codes: &mut Codes,
-    ) -> Result<(), EngineError> {
-        self.codec.encode(pcm, lanes, codes, &mut self.pool);
-        Ok(())
-    }
-
-    fn predict(
-        &mut self,
         inputs: &LmInputs,
-        lanes: &[usize],
+        codes: &mut Codes,
         outputs: &mut LmOutputs,
-    ) -> Result<(), EngineError> {
-        self.lm.forward(inputs, lanes, outputs, &mut self.pool);
-        Ok(())
+    ) -> Result<StepTiming, EngineError> {
+        let Self { codec, lm, pool, .. } = self;
+        let started = Instant::now();
+        // Side by side, because the codec is bound by arithmetic and the language model by memory.
+        let [lm, codec] = pool.join(
+            |pool| lm.forward(inputs, lanes, outputs, pool),
+            |pool| codec.encode(pcm, lanes, codes, pool),
+        );
+        let of_codec = codec.as_secs_f64() / (codec + lm).as_secs_f64().max(f64::MIN_POSITIVE);
+        let whole = started.elapsed();
+        let codec = whole.mul_f64(of_codec);
+        Ok(StepTiming { codec, lm: whole.saturating_sub(codec) })
     }
 
     fn processor(&self) -> Option<Processor> {

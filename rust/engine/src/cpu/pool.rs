@@ -1,14 +1,14 @@
 //! The threads of a step: few, awake while it lasts, asleep between two.
 //!
-//! A step hands work over some two hundred times, each worth about a tenth of a millisecond, so a
+//! A step hands work over some four hundred times, each worth about a tenth of a millisecond, so a
 //! hand-over may cost no more than a few microseconds. Workers therefore look for the next piece
 //! of work for a while before they sleep, and nothing is allocated.
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use crate::EngineError;
@@ -18,22 +18,47 @@ const AWAKE: Duration = Duration::from_micros(150);
 /// How often a waiting thread looks before it reads the clock, or lets others run.
 const LOOKS: u32 = 64;
 
+/// Of the pool itself.
+const MAIN: usize = 0;
+/// Of the two parts of [`Pool::join`].
+const PARTS: [usize; 2] = [1, 2];
+
 /// A number of threads, the caller's among them, that share pieces of work.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
+    /// Where this pool's jobs are put.
+    track: usize,
+    /// The thread that uses this pool.
+    thread: usize,
+    /// None in the pools that the parts of a [`Pool::join`] are given.
     workers: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
+    tracks: [Track; 3],
+    workers: Vec<Worker>,
+    closing: AtomicBool,
+}
+
+/// A place for one job at a time. Jobs on different tracks run side by side, and on cache lines of
+/// their own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Track {
     /// How many pieces the present job has (high half) and how many are taken (low half).
     ticket: AtomicU64,
     /// The present job. Written only while no piece of a job is unfinished.
     job: UnsafeCell<Option<Job>>,
     finished: AtomicUsize,
     panicked: AtomicBool,
-    closing: AtomicBool,
-    started: AtomicUsize,
-    asleep: Vec<AtomicBool>,
+    /// Nanoseconds that threads spent on its pieces.
+    busy: AtomicU64,
+}
+
+#[derive(Default)]
+struct Worker {
+    thread: OnceLock<Thread>,
+    asleep: AtomicBool,
 }
 
 #[derive(Clone, Copy)]
@@ -43,11 +68,11 @@ struct Job {
     pieces: usize,
 }
 
-// SAFETY: `job` is written by the one caller of `run` (which has the pool exclusively) while no
+// SAFETY: `job` is written by the one caller of `run` (which has the track exclusively) while no
 // piece is unfinished, and read only by threads that hold a piece; the ticket orders the two.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for Track {}
 // SAFETY: as above; the task is `Sync`.
-unsafe impl Send for Shared {}
+unsafe impl Send for Track {}
 
 impl Pool {
     /// Starts `threads - 1` workers and waits until they run.
@@ -57,30 +82,26 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Result<Self, EngineError> {
         let others = threads.max(1) - 1;
         let shared = Arc::new(Shared {
-            ticket: AtomicU64::new(0),
-            job: UnsafeCell::new(None),
-            finished: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
+            tracks: Default::default(),
+            workers: (0..others).map(|_| Worker::default()).collect(),
             closing: AtomicBool::new(false),
-            started: AtomicUsize::new(0),
-            asleep: (0..others).map(|_| AtomicBool::new(false)).collect(),
         });
-        let mut pool = Self { shared, workers: Vec::with_capacity(others) };
-        for worker in 0..others {
+        let mut pool = Self { shared, track: MAIN, thread: 0, workers: Vec::with_capacity(others) };
+        for worker in 1..=others {
             let shared = pool.shared.clone();
             let started = thread::Builder::new()
-                .name(format!("engine-{}", worker + 1))
+                .name(format!("engine-{worker}"))
                 .spawn(move || shared.work(worker));
             pool.workers.push(started.map_err(|error| {
                 EngineError::new(format!(
                     "cannot start thread {} of {threads}: {error}",
-                    worker + 2
+                    worker + 1
                 ))
                 .with_hint("Raise the limit of processes, or lower --threads.")
             })?);
         }
         // The system's part of starting a thread asks for memory, which no step may.
-        while pool.shared.started.load(Ordering::Acquire) < others {
+        while pool.shared.workers.iter().any(|worker| worker.thread.get().is_none()) {
             thread::yield_now();
         }
         Ok(pool)
@@ -88,7 +109,7 @@ impl Pool {
 
     /// How many threads work, the caller's included.
     pub(crate) fn threads(&self) -> usize {
-        self.workers.len() + 1
+        self.shared.workers.len() + 1
     }
 
     /// Calls `task` once with every number below `pieces`, on any of the threads, and with the
@@ -97,11 +118,12 @@ impl Pool {
     /// # Panics
     /// When a piece does.
     pub(crate) fn run(&mut self, pieces: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-        if pieces <= 1 || self.workers.is_empty() {
-            return (0..pieces).for_each(|piece| task(piece, 0));
+        if pieces <= 1 || self.threads() == 1 {
+            return (0..pieces).for_each(|piece| task(piece, self.thread));
         }
         let shared = &*self.shared;
-        shared.finished.store(0, Ordering::Relaxed);
+        let track = &shared.tracks[self.track];
+        track.finished.store(0, Ordering::Relaxed);
         // SAFETY: only the lifetime is changed, and this call outlasts every use. Nobody else is
         // looking at the job: the last one's pieces are finished, and none of this one is out.
         unsafe {
@@ -109,19 +131,24 @@ impl Pool {
                 *const (dyn Fn(usize, usize) + Sync + '_),
                 *const (dyn Fn(usize, usize) + Sync + 'static),
             >(task);
-            *shared.job.get() = Some(Job { task, pieces });
+            *track.job.get() = Some(Job { task, pieces });
         }
-        shared.ticket.store((pieces as u64) << 32, Ordering::Release);
+        track.ticket.store((pieces as u64) << 32, Ordering::Release);
         // A worker notes that it sleeps and then looks once more; one of the two sees the other.
         fence(Ordering::SeqCst);
-        for (asleep, worker) in shared.asleep.iter().zip(&self.workers) {
-            if asleep.load(Ordering::Relaxed) {
-                worker.thread().unpark();
+        for worker in &shared.workers {
+            if worker.asleep.load(Ordering::Relaxed) {
+                worker.thread.get().inspect(|thread| thread.unpark());
             }
         }
-        while shared.take_piece(self.workers.len()) {}
+        while track.take_piece(self.thread) {}
         let mut looks = 0u32;
-        while shared.finished.load(Ordering::Acquire) < pieces {
+        while track.finished.load(Ordering::Acquire) < pieces {
+            // The other part of a join may have pieces left; never a part itself, which would
+            // keep this one waiting until its end.
+            if PARTS.iter().any(|&part| shared.tracks[part].take_piece(self.thread)) {
+                continue;
+            }
             std::hint::spin_loop();
             looks = looks.wrapping_add(1);
             // The thread that holds the last piece may be waiting for this processor.
@@ -129,7 +156,41 @@ impl Pool {
                 thread::yield_now();
             }
         }
-        assert!(!shared.panicked.swap(false, Ordering::Relaxed), "a thread of the step panicked");
+        assert!(!track.panicked.swap(false, Ordering::Relaxed), "a thread of the step panicked");
+    }
+
+    /// Calls both functions, at the same time where there are threads enough, each with a pool of
+    /// the same threads; a thread that has nothing to do for one helps the other. Returns the time
+    /// that threads spent on each.
+    ///
+    /// # Panics
+    /// When one of them does.
+    pub(crate) fn join(
+        &mut self,
+        first: impl FnOnce(&mut Self) + Send,
+        second: impl FnOnce(&mut Self) + Send,
+    ) -> [Duration; 2] {
+        if self.threads() == 1 {
+            let started = Instant::now();
+            first(self);
+            let between = Instant::now();
+            second(self);
+            return [between - started, between.elapsed()];
+        }
+        let shared = self.shared.clone();
+        for part in PARTS {
+            shared.tracks[part].busy.store(0, Ordering::Relaxed);
+        }
+        let (first, second) = (Mutex::new(Some(first)), Mutex::new(Some(second)));
+        self.run(2, &|part, thread| {
+            let pool =
+                &mut Self { shared: shared.clone(), track: PARTS[part], thread, workers: vec![] };
+            match part {
+                0 => call_once(&first, pool),
+                _ => call_once(&second, pool),
+            }
+        });
+        PARTS.map(|part| Duration::from_nanos(shared.tracks[part].busy.load(Ordering::Relaxed)))
     }
 
     /// Calls `f` with each chunk of `len` items and its number, on any of the threads.
@@ -149,8 +210,18 @@ impl Pool {
     }
 }
 
+fn call_once<F: FnOnce(&mut Pool)>(f: &Mutex<Option<F>>, pool: &mut Pool) {
+    let f = f.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(f) = f {
+        f(pool);
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
+        if self.track != MAIN {
+            return;
+        }
         self.shared.closing.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
@@ -161,29 +232,39 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn work(&self, worker: usize) {
-        self.started.fetch_add(1, Ordering::Release);
+    /// What thread `thread` does, which is a worker: counted from 1.
+    fn work(&self, thread: usize) {
+        let Worker { thread: handle, asleep } = &self.workers[thread - 1];
+        let _ = handle.set(thread::current());
         let mut idle_since = Instant::now();
         let mut looks = 0u32;
         while !self.closing.load(Ordering::Relaxed) {
-            if self.take_piece(worker) {
-                while self.take_piece(worker) {}
+            if self.take_piece(thread) {
+                while self.take_piece(thread) {}
                 idle_since = Instant::now();
             }
             std::hint::spin_loop();
             looks = looks.wrapping_add(1);
             if looks.is_multiple_of(LOOKS) && idle_since.elapsed() > AWAKE {
-                self.asleep[worker].store(true, Ordering::Relaxed);
+                asleep.store(true, Ordering::Relaxed);
                 fence(Ordering::SeqCst);
-                if !self.has_pieces() && !self.closing.load(Ordering::Relaxed) {
+                let nothing = !self.tracks.iter().any(Track::has_pieces);
+                if nothing && !self.closing.load(Ordering::Relaxed) {
                     thread::park();
                 }
-                self.asleep[worker].store(false, Ordering::Relaxed);
+                asleep.store(false, Ordering::Relaxed);
                 idle_since = Instant::now();
             }
         }
     }
 
+    /// Does one piece of any job. Parts of a join come first, so that they begin together.
+    fn take_piece(&self, thread: usize) -> bool {
+        self.tracks.iter().any(|track| track.take_piece(thread))
+    }
+}
+
+impl Track {
     fn has_pieces(&self) -> bool {
         has_pieces(self.ticket.load(Ordering::Relaxed))
     }
@@ -202,12 +283,15 @@ impl Shared {
         let job = unsafe { *self.job.get() };
         if let Some(Job { task, pieces }) = job {
             debug_assert!(taken(ticket) < pieces);
+            let started = Instant::now();
             // SAFETY: `run` waits for every piece, so the task is still there.
             let task = unsafe { &*task };
             let piece = taken(ticket);
             if catch_unwind(AssertUnwindSafe(|| task(piece, thread))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
+            let nanoseconds = started.elapsed().as_nanos() as u64;
+            self.busy.fetch_add(nanoseconds, Ordering::Relaxed);
         }
         self.finished.fetch_add(1, Ordering::Release);
         true
@@ -299,6 +383,76 @@ mod tests {
             pool.run(2, &|piece, _| {
                 if piece == 0 { wait(&first, &second) } else { wait(&second, &first) }
             });
+        }
+    }
+
+    #[test]
+    fn both_parts_of_a_join_are_done_by_any_number_of_threads() {
+        for threads in 1..=4 {
+            let mut pool = Pool::new(threads).unwrap();
+            let (mut sums, mut products) = (vec![0; 60], vec![0; 70]);
+            for round in 1..=200 {
+                let [first, second] = pool.join(
+                    |pool| {
+                        assert_eq!(pool.threads(), threads);
+                        pool.for_each_chunk(&mut sums, 7, |_, sums| {
+                            sums.iter_mut().for_each(|sum| *sum += round);
+                        });
+                        pool.for_each_chunk(&mut sums, 1, |_, sums| sums[0] += 1);
+                    },
+                    |pool| {
+                        pool.for_each_chunk(&mut products, 3, |chunk, products| {
+                            products.iter_mut().for_each(|product| *product = chunk * round);
+                        });
+                    },
+                );
+                assert!(first > Duration::ZERO && second > Duration::ZERO);
+                assert!((0..70).all(|i| products[i] == i / 3 * round));
+            }
+            assert!(sums.iter().all(|&sum| sum == (1..=200).sum::<usize>() + 200));
+        }
+    }
+
+    #[test]
+    fn a_thread_without_work_helps_the_other_part() {
+        let mut pool = Pool::new(2).unwrap();
+        let waiting = AtomicUsize::new(0);
+        // Two pieces that wait for each other need both threads.
+        let meet = |_: usize, _: usize| {
+            waiting.fetch_add(1, Ordering::SeqCst);
+            let started = Instant::now();
+            while waiting.load(Ordering::SeqCst) < 2 {
+                assert!(started.elapsed() < Duration::from_secs(20), "nobody helps");
+                thread::yield_now();
+            }
+        };
+        pool.join(|_| {}, |pool| pool.run(2, &meet));
+        assert_eq!(waiting.swap(0, Ordering::SeqCst), 2);
+        pool.join(|pool| pool.run(2, &meet), |_| {});
+    }
+
+    #[test]
+    fn a_panic_in_a_part_reaches_the_caller() {
+        for threads in [1, 3] {
+            let mut pool = Pool::new(threads).unwrap();
+            for wrong in [0, 1] {
+                let mut parts = [false; 2];
+                let [first, second] = &mut parts;
+                let check = |part: usize, done: &mut bool, pool: &mut Pool| {
+                    pool.run(5, &|piece, _| assert!(part != wrong || piece != 3));
+                    *done = true;
+                };
+                let panicked = catch_unwind(AssertUnwindSafe(|| {
+                    pool.join(|pool| check(0, first, pool), |pool| check(1, second, pool));
+                }));
+                assert!(panicked.is_err());
+                assert!(!parts[wrong]);
+            }
+            let count = AtomicUsize::new(0);
+            pool.run(8, &|_, _| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            assert_eq!(count.into_inner(), 8);
         }
     }
 
