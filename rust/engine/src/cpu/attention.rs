@@ -2,7 +2,7 @@
 
 use moshi_ctl_core::TransformerShape;
 
-use super::kernels::{Attention, AttentionShape, Ring};
+use super::kernels::{Attention, AttentionScratch, AttentionShape, Ring};
 use super::linear::{Linear, Operand};
 use super::pool::{Disjoint, Pool};
 use crate::EngineError;
@@ -19,8 +19,8 @@ pub(super) struct SelfAttention {
     projected: Vec<f32>,
     /// lanes × count × d_model
     mixed: Vec<f32>,
-    /// threads × context
-    scores: Vec<f32>,
+    /// One per thread.
+    scratch: Vec<AttentionScratch>,
 }
 
 impl SelfAttention {
@@ -40,8 +40,8 @@ impl SelfAttention {
         };
         let kv_precision = weights.placement().kv_precision;
         let rings = (0..lanes).map(|_| Ring::new(shape, kv_precision)).collect();
-        let (projected, mixed, scores) = (vec![], vec![], vec![]);
-        Ok(Self { in_proj, out_proj, shape, rings, projected, mixed, scores })
+        let (projected, mixed, scratch) = (vec![], vec![], vec![]);
+        Ok(Self { in_proj, out_proj, shape, rings, projected, mixed, scratch })
     }
 
     /// Puts something into every slot of a lane's ring, for measurements.
@@ -59,14 +59,13 @@ impl SelfAttention {
         operand: &mut Operand,
         pool: &mut Pool,
     ) {
-        let Self { in_proj, out_proj, shape, rings, projected, mixed, scores } = self;
+        let Self { in_proj, out_proj, shape, rings, projected, mixed, scratch } = self;
         let (shape, rows) = (*shape, lanes.len() * positions.count());
         in_proj.forward(x, rows, projected, operand, pool);
         remember(shape, rings, projected, lanes, positions, pool);
         mixed.resize(rows * shape.width(), 0.0);
-        scores.resize(pool.threads() * shape.context, 0.0);
         let attention = Attention { shape, rings, lanes, positions, projected };
-        attention.attend(mixed, scores, pool);
+        attention.attend(mixed, scratch, pool);
         out_proj.forward(mixed, rows, y, operand, pool);
     }
 }

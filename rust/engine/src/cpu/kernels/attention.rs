@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::q8::Integers;
 use super::ring::{Numbers, Ring};
 use super::rows::softmax;
 use super::simd::{Kernel, Vector, WIDTH, dispatch};
@@ -38,34 +39,77 @@ pub(in crate::cpu) struct Attention<'a> {
 }
 
 impl Attention<'_> {
-    /// `mixed`: lanes × count × width. `scores`: threads × context, to work in.
-    pub(in crate::cpu) fn attend(&self, mixed: &mut [f32], scores: &mut [f32], pool: &mut Pool) {
-        let AttentionShape { heads, head_dim, context } = self.shape;
+    /// `mixed`: lanes × count × width. `scratch`: one per thread.
+    pub(in crate::cpu) fn attend(
+        &self,
+        mixed: &mut [f32],
+        scratch: &mut Vec<Scratch>,
+        pool: &mut Pool,
+    ) {
+        let AttentionShape { heads, head_dim, .. } = self.shape;
         let (width, count) = (self.shape.width(), self.positions.count());
-        let (mixed, scores) = (Disjoint::new(mixed), Disjoint::new(scores));
+        scratch.resize_with(pool.threads(), Scratch::default);
+        scratch.iter_mut().for_each(|scratch| scratch.reserve(self.shape));
+        let (mixed, scratch) = (Disjoint::new(mixed), Disjoint::new(scratch));
         pool.run(self.lanes.len() * heads, &|piece, thread| {
             let (lane_index, head) = (piece / heads, piece % heads);
-            let held = self.positions.held(lane_index);
             // SAFETY: a thread does one piece at a time.
-            let scores = unsafe { scores.range(thread * context..thread * context + held) };
+            let scratch = unsafe { scratch.item(thread) };
             for position in 0..count {
                 let row = lane_index * count + position;
                 let start = row * width + head * head_dim;
                 // SAFETY: each lane and head is one piece.
                 let mixed = unsafe { mixed.range(start..start + head_dim) };
                 let query = &self.projected[row * 3 * width + head * head_dim..][..head_dim];
-                let ring = &self.rings[self.lanes[lane_index]];
-                let rows = head * context..head * context + held;
-                let keys = Rows { numbers: &ring.keys, rows: rows.clone(), dim: head_dim };
-                dispatch(Score { query, keys, scores });
-                for later in position + 1..count {
-                    scores[self.positions.slot(lane_index, later)] = f32::NEG_INFINITY;
-                }
-                softmax(scores);
-                let values = Rows { numbers: &ring.values, rows, dim: head_dim };
-                dispatch(Mix { weights: scores, values, out: mixed });
+                self.attend_one(lane_index, head, position, query, mixed, scratch);
             }
         });
+    }
+
+    fn attend_one(
+        &self,
+        lane_index: usize,
+        head: usize,
+        position: usize,
+        query: &[f32],
+        mixed: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let held = self.positions.held(lane_index);
+        let Scratch { scores, integers } = scratch;
+        let scores = &mut scores[..held];
+        let ring = &self.rings[self.lanes[lane_index]];
+        let first = head * self.shape.context;
+        let rows = |numbers| Rows { numbers, rows: first..first + held, dim: query.len() };
+        match ring {
+            Ring::Float { keys, .. } => dispatch(Score { query, keys: rows(keys), scores }),
+            Ring::Q8(ring) => ring.score(head, query, scores, integers),
+        }
+        for later in position + 1..self.positions.count() {
+            scores[self.positions.slot(lane_index, later)] = f32::NEG_INFINITY;
+        }
+        softmax(scores);
+        match ring {
+            Ring::Float { values, .. } => {
+                dispatch(Mix { weights: scores, values: rows(values), out: mixed });
+            }
+            Ring::Q8(ring) => ring.mix(head, scores, mixed, integers),
+        }
+    }
+}
+
+/// What a thread works in.
+#[derive(Default)]
+pub(in crate::cpu) struct Scratch {
+    /// One for each slot.
+    scores: Vec<f32>,
+    integers: Integers,
+}
+
+impl Scratch {
+    fn reserve(&mut self, shape: AttentionShape) {
+        self.scores.resize(shape.context, 0.0);
+        self.integers.reserve(shape);
     }
 }
 
@@ -102,23 +146,15 @@ impl Kernel for Score<'_> {
                 Numbers::F32(k) => dots(query, keys.of(k), V::load_f32, scores),
                 Numbers::F16(k) => dots(query, keys.of(k), V::load_f16, scores),
                 Numbers::Bf16(k) => dots(query, keys.of(k), V::load_bf16, scores),
-                Numbers::Q8 { integers, .. } => dots(query, keys.of(integers), V::load_i8, scores),
             }
         }
-        match keys.numbers {
-            Numbers::Q8 { scales, .. } => {
-                for (score, of_row) in scores.iter_mut().zip(&scales[keys.rows]) {
-                    *score *= of_row * scale;
-                }
-            }
-            _ => scores.iter_mut().for_each(|score| *score *= scale),
-        }
+        scores.iter_mut().for_each(|score| *score *= scale);
     }
 }
 
 /// The sum of the rows of values, each times its weight.
 struct Mix<'a> {
-    weights: &'a mut [f32],
+    weights: &'a [f32],
     values: Rows<'a>,
     out: &'a mut [f32],
 }
@@ -129,18 +165,12 @@ impl Kernel for Mix<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let Self { weights, values, out } = self;
-        if let Numbers::Q8 { scales, .. } = values.numbers {
-            for (weight, of_row) in weights.iter_mut().zip(&scales[values.rows.clone()]) {
-                *weight *= of_row;
-            }
-        }
         // SAFETY: the caller vouches for V, each `load` is for its own format.
         unsafe {
             match values.numbers {
                 Numbers::F32(v) => mix(weights, values.of(v), V::load_f32, out),
                 Numbers::F16(v) => mix(weights, values.of(v), V::load_f16, out),
                 Numbers::Bf16(v) => mix(weights, values.of(v), V::load_bf16, out),
-                Numbers::Q8 { integers, .. } => mix(weights, values.of(integers), V::load_i8, out),
             }
         }
     }
@@ -306,7 +336,7 @@ mod tests {
         };
         let mut pool = Pool::new(2).unwrap();
         let mut found = vec![f32::NAN; 2 * head_dim];
-        attention.attend(&mut found, &mut [0.0; 8], &mut pool);
+        attention.attend(&mut found, &mut vec![], &mut pool);
         let pick = |rows: &[Vec<f32>], slots: &[usize]| -> Vec<Vec<f32>> {
             slots.iter().map(|&slot| rows[slot].clone()).collect()
         };

@@ -5,18 +5,30 @@ use half::{bf16, f16};
 use moshi_ctl_core::Precision;
 
 use super::AttentionShape;
-use super::simd::{Kernel, Vector, dispatch};
+use super::q8::Q8Ring;
 
-/// Keys and values, heads × context × head_dim each. Slots beyond what the lane holds are never
-/// read, so a lane forgets a stream by forgetting its position.
-pub(in crate::cpu) struct Ring {
-    pub(super) keys: Numbers,
-    pub(super) values: Numbers,
+/// Keys and values of the positions a lane has not forgotten.
+pub(in crate::cpu) enum Ring {
+    /// heads × context × head_dim each. Slots beyond what the lane holds are never read, so a lane
+    /// forgets a stream by forgetting its position.
+    Float {
+        keys: Numbers,
+        values: Numbers,
+    },
+    Q8(Q8Ring),
 }
 
 impl Ring {
     pub(in crate::cpu) fn new(shape: AttentionShape, precision: Precision) -> Self {
-        Self { keys: Numbers::zeros(shape, precision), values: Numbers::zeros(shape, precision) }
+        let len = shape.context * shape.width();
+        let float =
+            |zeros: fn(usize) -> Numbers| Self::Float { keys: zeros(len), values: zeros(len) };
+        match precision {
+            Precision::F32 => float(|len| Numbers::F32(vec![0.0; len])),
+            Precision::F16 => float(|len| Numbers::F16(vec![0; len])),
+            Precision::Bf16 => float(|len| Numbers::Bf16(vec![0; len])),
+            Precision::Q8 => Self::Q8(Q8Ring::new(shape)),
+        }
     }
 
     /// Stores one position; `key` and `value` are heads × head_dim.
@@ -27,7 +39,11 @@ impl Ring {
         key: &[f32],
         value: &[f32],
     ) {
-        for (numbers, position) in [(&mut self.keys, key), (&mut self.values, value)] {
+        let (keys, values) = match self {
+            Self::Float { keys, values } => (keys, values),
+            Self::Q8(ring) => return ring.write(slot, key, value),
+        };
+        for (numbers, position) in [(keys, key), (values, value)] {
             for (head, position) in position.chunks_exact(shape.head_dim).enumerate() {
                 numbers.write(head * shape.context + slot, position);
             }
@@ -49,29 +65,13 @@ impl Ring {
 /// One row of head_dim numbers for each head and slot. Formats other than f32 are held as plain
 /// integers, because zeroed memory of those is not touched before it is written: a lane that was
 /// never used takes none.
-pub(super) enum Numbers {
+pub(in crate::cpu) enum Numbers {
     F32(Vec<f32>),
     F16(Vec<u16>),
     Bf16(Vec<u16>),
-    /// Integers of at most 127, and for each row what they are multiples of.
-    Q8 {
-        integers: Vec<i8>,
-        scales: Vec<f32>,
-    },
 }
 
 impl Numbers {
-    fn zeros(shape: AttentionShape, precision: Precision) -> Self {
-        let rows = shape.heads * shape.context;
-        let len = rows * shape.head_dim;
-        match precision {
-            Precision::F32 => Self::F32(vec![0.0; len]),
-            Precision::F16 => Self::F16(vec![0; len]),
-            Precision::Bf16 => Self::Bf16(vec![0; len]),
-            Precision::Q8 => Self::Q8 { integers: vec![0; len], scales: vec![0.0; rows] },
-        }
-    }
-
     fn write(&mut self, row: usize, from: &[f32]) {
         let range = row * from.len()..(row + 1) * from.len();
         match self {
@@ -82,35 +82,6 @@ impl Numbers {
             Self::Bf16(bits) => {
                 bits[range].reinterpret_cast_mut::<bf16>().convert_from_f32_slice(from);
             }
-            Self::Q8 { integers, scales } => {
-                scales[row] = dispatch(Quantize { from, to: &mut integers[range] });
-            }
         }
-    }
-}
-
-/// Turns a row into integers and returns their scale, which is not finite where a number is not.
-struct Quantize<'a> {
-    from: &'a [f32],
-    to: &'a mut [i8],
-}
-
-impl Kernel for Quantize<'_> {
-    type Output = f32;
-
-    // Plain code, which is vectorised for each instruction set.
-    #[inline(always)]
-    unsafe fn run<V: Vector>(self) -> f32 {
-        const LARGEST: f32 = 127.0;
-        // 1.5 · 2²³: adding it rounds to an integer, half to even, which is then in the low bits.
-        const ROUND: f32 = 12_582_912.0;
-        // The bits of positive numbers are ordered as they are, with NaN at the top.
-        let largest = self.from.iter().fold(0, |most: u32, x| most.max(x.abs().to_bits()));
-        let largest = f32::from_bits(largest);
-        let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
-        for (to, x) in self.to.iter_mut().zip(self.from) {
-            *to = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits()) as i8;
-        }
-        largest / LARGEST
     }
 }

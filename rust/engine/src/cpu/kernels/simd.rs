@@ -47,7 +47,6 @@ pub(super) trait Vector: Copy {
     unsafe fn load_f32(from: *const f32) -> Self;
     unsafe fn load_f16(from: *const u16) -> Self;
     unsafe fn load_bf16(from: *const u16) -> Self;
-    unsafe fn load_i8(from: *const i8) -> Self;
     unsafe fn store(self, to: *mut f32);
     /// self + a · b
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
@@ -103,12 +102,6 @@ impl Vector for Portable {
         Self(std::array::from_fn(|i| unsafe {
             f32::from_bits(u32::from(from.add(i).read_unaligned()) << 16)
         }))
-    }
-
-    #[inline(always)]
-    unsafe fn load_i8(from: *const i8) -> Self {
-        // SAFETY: the caller vouches for sixteen readable numbers.
-        Self(std::array::from_fn(|i| unsafe { f32::from(from.add(i).read()) }))
     }
 
     #[inline(always)]
@@ -191,11 +184,6 @@ mod x86 {
         }
 
         #[inline(always)]
-        unsafe fn load_i8(from: *const i8) -> Self {
-            Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
-        }
-
-        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
         }
@@ -256,15 +244,6 @@ mod x86 {
                     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
                 };
                 Self(widen(_mm_loadu_si128(from)), widen(_mm_loadu_si128(from.add(1))))
-            }
-        }
-
-        #[inline(always)]
-        unsafe fn load_i8(from: *const i8) -> Self {
-            unsafe {
-                let widen = |half| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(half));
-                let both = _mm_loadu_si128(from.cast());
-                Self(widen(both), widen(_mm_srli_si128::<8>(both)))
             }
         }
 

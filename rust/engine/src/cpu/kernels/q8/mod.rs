@@ -9,6 +9,7 @@ mod activations;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+mod ring;
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -16,6 +17,7 @@ mod x86;
 use rayon::prelude::*;
 
 pub(crate) use self::activations::Activations;
+pub(in crate::cpu) use self::ring::{Integers, Q8Ring};
 use self::tile::{Piece, run};
 use super::instructions::{InstructionSet, in_use};
 use super::simd::WIDTH;
@@ -132,7 +134,7 @@ impl Q8Matrix {
         let y = Disjoint::new(y);
         pool.run(panels.div_ceil(size), &|piece, _| {
             let panels = piece * size..panels.min((piece + 1) * size);
-            run(set, &Piece { matrix: self, x, y: &y, panels });
+            run(set, Piece { matrix: self, x, y: &y, panels });
         });
     }
 

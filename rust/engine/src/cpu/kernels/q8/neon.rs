@@ -4,13 +4,13 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 
 use super::super::simd::WIDTH;
-use super::tile::{Dot, Piece};
+use super::tile::{Dot, Job};
 use super::{OFFSET, QUAD};
 
 #[target_feature(enable = "neon,dotprod")]
-pub(super) unsafe fn run_neon_dot(piece: &Piece<'_>) {
+pub(super) unsafe fn run_neon_dot(job: impl Job) {
     // SAFETY: the caller's.
-    unsafe { piece.run::<NeonDot>() }
+    unsafe { job.run::<NeonDot>() }
 }
 
 struct NeonDot;

@@ -6,7 +6,7 @@ use super::super::instructions::InstructionSet;
 use super::super::simd::WIDTH;
 use super::activations::{Activations, BlockOfRows};
 use super::portable::Portable;
-use super::{GROUP_BLOCKS, Group, Q8Matrix, QUAD};
+use super::{GROUP_BLOCKS, Q8Matrix, QUAD};
 use crate::cpu::pool::Disjoint;
 use crate::quantization::BLOCK;
 
@@ -45,6 +45,13 @@ pub(super) trait Dot {
     unsafe fn prefetch(from: *const u8);
 }
 
+/// A loop over tiles, compiled for every instruction set.
+pub(super) trait Job {
+    /// # Safety
+    /// The processor must have the instructions of `D`.
+    unsafe fn run<D: Dot>(self);
+}
+
 /// The part of a product that one thread does at a time.
 pub(super) struct Piece<'a> {
     pub(super) matrix: &'a Q8Matrix,
@@ -54,27 +61,27 @@ pub(super) struct Piece<'a> {
     pub(super) panels: Range<usize>,
 }
 
-/// Computes a piece with the instructions of `set`, which this machine must have.
-pub(super) fn run(set: InstructionSet, piece: &Piece<'_>) {
+/// Runs `job` with the instructions of `set`, which this machine must have.
+pub(super) fn run(set: InstructionSet, job: impl Job) {
     // SAFETY: a set is taken from those this machine has.
     unsafe {
         match set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512Vnni => super::x86::run_avx512_vnni(piece),
+            InstructionSet::Avx512Vnni => super::x86::run_avx512_vnni(job),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::AvxVnni => super::x86::run_avx_vnni(piece),
+            InstructionSet::AvxVnni => super::x86::run_avx_vnni(job),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 | InstructionSet::Avx2 => super::x86::run_avx2(piece),
+            InstructionSet::Avx512 | InstructionSet::Avx2 => super::x86::run_avx2(job),
             #[cfg(target_arch = "aarch64")]
-            InstructionSet::NeonDotprod => super::neon::run_neon_dot(piece),
-            _ => piece.run::<Portable>(),
+            InstructionSet::NeonDotprod => super::neon::run_neon_dot(job),
+            _ => job.run::<Portable>(),
         }
     }
 }
 
-impl Piece<'_> {
+impl Job for Piece<'_> {
     #[inline(always)]
-    pub(super) unsafe fn run<D: Dot>(&self) {
+    unsafe fn run<D: Dot>(self) {
         let rows = self.x.rows();
         // Tiles of even height: thirteen rows are seven and six, not twelve and one.
         let height = rows.div_ceil(rows.div_ceil(D::ROWS));
@@ -100,7 +107,9 @@ impl Piece<'_> {
             }
         }
     }
+}
 
+impl Piece<'_> {
     /// `ROWS` rows of sixteen outputs.
     #[inline(always)]
     unsafe fn tile<D: Dot, const ROWS: usize>(&self, panel: usize, first_row: usize) {
@@ -112,7 +121,7 @@ impl Piece<'_> {
         unsafe {
             let mut numbers = [D::load(bias); ROWS];
             for (g, group) in groups.iter().enumerate() {
-                prefetch::<D>(group);
+                prefetch_lines::<D, _>(std::slice::from_ref(group), PREFETCH_AHEAD);
                 for b in 0..GROUP_BLOCKS {
                     let BlockOfRows { values, scales: x_scales, starts } =
                         x.block(g * GROUP_BLOCKS + b, first_row, ROWS);
@@ -143,17 +152,17 @@ impl Piece<'_> {
     }
 }
 
-/// How far ahead of its use memory is asked for.
+/// How many groups ahead of its use memory is asked for.
 const PREFETCH_AHEAD: usize = 8;
 const CACHE_LINE: usize = 64;
 
-/// Asks for the group that is needed [`PREFETCH_AHEAD`] groups from now.
+/// Asks for the memory `ahead` items after these.
 #[inline(always)]
-unsafe fn prefetch<D: Dot>(group: &Group) {
-    const { assert!(size_of::<Group>().is_multiple_of(CACHE_LINE)) };
-    let ahead = std::ptr::from_ref(group).wrapping_add(PREFETCH_AHEAD).cast::<u8>();
-    for line in 0..size_of::<Group>() / CACHE_LINE {
+pub(super) unsafe fn prefetch_lines<D: Dot, T>(items: &[T], ahead: usize) {
+    const { assert!(size_of::<T>().is_multiple_of(CACHE_LINE)) };
+    let from = items.as_ptr().wrapping_add(ahead).cast::<u8>();
+    for line in 0..size_of_val(items) / CACHE_LINE {
         // SAFETY: the caller vouches for D; the address is not read.
-        unsafe { D::prefetch(ahead.wrapping_add(line * CACHE_LINE)) };
+        unsafe { D::prefetch(from.wrapping_add(line * CACHE_LINE)) };
     }
 }

@@ -3,25 +3,25 @@
 use std::arch::x86_64::*;
 
 use super::super::simd::WIDTH;
-use super::tile::{Dot, Piece};
+use super::tile::{Dot, Job};
 use super::{OFFSET, QUAD};
 
 #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) unsafe fn run_avx512_vnni(piece: &Piece<'_>) {
+pub(super) unsafe fn run_avx512_vnni(job: impl Job) {
     // SAFETY: the caller's.
-    unsafe { piece.run::<Avx512Vnni>() }
+    unsafe { job.run::<Avx512Vnni>() }
 }
 
 #[target_feature(enable = "avx2,f16c,avxvnni")]
-pub(super) unsafe fn run_avx_vnni(piece: &Piece<'_>) {
+pub(super) unsafe fn run_avx_vnni(job: impl Job) {
     // SAFETY: the caller's.
-    unsafe { piece.run::<AvxVnni>() }
+    unsafe { job.run::<AvxVnni>() }
 }
 
 #[target_feature(enable = "avx2,f16c")]
-pub(super) unsafe fn run_avx2(piece: &Piece<'_>) {
+pub(super) unsafe fn run_avx2(job: impl Job) {
     // SAFETY: the caller's.
-    unsafe { piece.run::<Avx2>() }
+    unsafe { job.run::<Avx2>() }
 }
 
 /// Four numbers as the bits of one.
