@@ -7,7 +7,7 @@
 use super::super::AttentionShape;
 use super::super::instructions::{InstructionSet, in_use};
 use super::super::simd::{Kernel, Vector, WIDTH, dispatch};
-use super::tile::{Dot, Job, prefetch_lines, run};
+use super::tile::{Dot, Job, run};
 use super::{OFFSET, QUAD};
 
 /// The largest integer a key or a value becomes.
@@ -304,10 +304,9 @@ impl Job for Score<'_> {
         for ((tiles, scales), scores) in blocks.zip(scores.chunks_mut(WIDTH)) {
             // SAFETY: the caller vouches for D; a quad is two times four integers.
             unsafe {
-                prefetch_lines::<D, Tile>(tiles, PREFETCH_AHEAD);
                 let mut sums = starts.map(|start| D::start(start));
                 for (tile, quad) in tiles.iter().zip(quads) {
-                    let tile = D::load_weights(tile);
+                    let tile = load::<D>(tile);
                     sums[0] = D::add_dot(sums[0], tile, quad.high.as_ptr());
                     sums[1] = D::add_dot(sums[1], tile, quad.low.as_ptr());
                 }
@@ -368,9 +367,8 @@ unsafe fn mix_blocks<D: Dot, const N: usize>(
         let mut sums = [weights.starts.map(|start| D::start(start)); N];
         for (quad, tiles) in weights.quads.iter().zip(values.chunks_exact(blocks)) {
             let tiles = &tiles[first..first + N];
-            prefetch_lines::<D, Tile>(tiles, PREFETCH_AHEAD);
             for (sums, tile) in sums.iter_mut().zip(tiles) {
-                let tile = D::load_weights(tile);
+                let tile = load::<D>(tile);
                 sums[0] = D::add_dot(sums[0], tile, quad.high.as_ptr());
                 sums[1] = D::add_dot(sums[1], tile, quad.low.as_ptr());
             }
@@ -381,6 +379,16 @@ unsafe fn mix_blocks<D: Dot, const N: usize>(
             let found = combine::<D>(&start, sums, &[1.0; WIDTH], weights.scale);
             out.copy_from_slice(&found[..out.len()]);
         }
+    }
+}
+
+/// Loads a tile and asks for a later one.
+#[inline(always)]
+unsafe fn load<D: Dot>(tile: &Tile) -> D::Weights {
+    // SAFETY: the caller vouches for D; what is asked for need not exist.
+    unsafe {
+        D::prefetch(std::ptr::from_ref(tile).wrapping_add(PREFETCH_AHEAD).cast());
+        D::load_weights(tile)
     }
 }
 

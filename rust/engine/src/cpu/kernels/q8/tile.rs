@@ -6,7 +6,7 @@ use super::super::instructions::InstructionSet;
 use super::super::simd::WIDTH;
 use super::activations::{Activations, BlockOfRows};
 use super::portable::Portable;
-use super::{GROUP_BLOCKS, Q8Matrix, QUAD};
+use super::{GROUP, GROUP_BLOCKS, Group, Q8Matrix, QUAD};
 use crate::cpu::pool::Disjoint;
 use crate::quantization::BLOCK;
 
@@ -121,13 +121,17 @@ impl Piece<'_> {
         unsafe {
             let mut numbers = [D::load(bias); ROWS];
             for (g, group) in groups.iter().enumerate() {
-                prefetch_lines::<D, _>(std::slice::from_ref(group), PREFETCH_AHEAD);
+                let ahead = std::ptr::from_ref(group).wrapping_add(PREFETCH_AHEAD).cast::<u8>();
+                D::prefetch(ahead);
                 for b in 0..GROUP_BLOCKS {
                     let BlockOfRows { values, scales: x_scales, starts } =
                         x.block(g * GROUP_BLOCKS + b, first_row, ROWS);
                     let mut sums: [D::Sums; ROWS] =
                         std::array::from_fn(|r| D::start(*starts.add(r)));
                     for q in 0..BLOCK / QUAD {
+                        // One line at a time: all at once, they would keep loads waiting.
+                        let line = 1 + b * (BLOCK / QUAD) + q;
+                        D::prefetch(ahead.wrapping_add(line * CACHE_LINE));
                         let weights = D::load_weights(&group.weights[b * (BLOCK / QUAD) + q]);
                         let values = values.add(q * x.rows() * QUAD);
                         for (r, sums) in sums.iter_mut().enumerate() {
@@ -153,16 +157,6 @@ impl Piece<'_> {
 }
 
 /// How many groups ahead of its use memory is asked for.
-const PREFETCH_AHEAD: usize = 8;
+const PREFETCH_AHEAD: usize = 4;
 const CACHE_LINE: usize = 64;
-
-/// Asks for the memory `ahead` items after these.
-#[inline(always)]
-pub(super) unsafe fn prefetch_lines<D: Dot, T>(items: &[T], ahead: usize) {
-    const { assert!(size_of::<T>().is_multiple_of(CACHE_LINE)) };
-    let from = items.as_ptr().wrapping_add(ahead).cast::<u8>();
-    for line in 0..size_of_val(items) / CACHE_LINE {
-        // SAFETY: the caller vouches for D; the address is not read.
-        unsafe { D::prefetch(from.wrapping_add(line * CACHE_LINE)) };
-    }
-}
+const _: () = assert!(size_of::<Group>() == (1 + GROUP / QUAD) * CACHE_LINE);
