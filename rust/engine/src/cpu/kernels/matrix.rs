@@ -18,6 +18,9 @@ const MAX_TILE_ROWS: usize = 8;
 const PANEL_VECTORS: usize = 2;
 /// Outputs of a panel.
 const PANEL_WIDTH: usize = PANEL_VECTORS * WIDTH;
+/// How many inputs ahead of its use memory is asked for.
+const PREFETCH_AHEAD: usize = 32;
+const CACHE_LINE: usize = 64;
 /// Below this many multiplications a product is not worth handing to other threads.
 const PARALLEL_FROM: usize = 1 << 17;
 /// Pieces of work per thread, so that a late thread does not hold up a product.
@@ -250,6 +253,9 @@ impl Job<'_> {
             for input in 0..inputs {
                 let row = panel.add(input * stride);
                 let weights = [load(row), load(row.add(second))];
+                let ahead = row.wrapping_add(PREFETCH_AHEAD * stride).cast::<u8>();
+                V::prefetch(ahead);
+                V::prefetch(ahead.wrapping_add(CACHE_LINE));
                 for r in 0..ROWS {
                     let value = V::splat(*x[r].add(input));
                     for v in 0..PANEL_VECTORS {

@@ -50,6 +50,9 @@ pub(super) trait Vector: Copy {
     unsafe fn store(self, to: *mut f32);
     /// self + a · b
     unsafe fn add_product(self, a: Self, b: Self) -> Self;
+    /// Asks for memory that is needed soon; it need not exist.
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
 
     /// The sum of all sixteen, by a fixed tree.
     #[inline(always)]
@@ -184,6 +187,11 @@ mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+        }
+
+        #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
         }
@@ -245,6 +253,11 @@ mod x86 {
                 };
                 Self(widen(_mm_loadu_si128(from)), widen(_mm_loadu_si128(from.add(1))))
             }
+        }
+
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
         }
 
         #[inline(always)]
