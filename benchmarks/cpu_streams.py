@@ -35,7 +35,7 @@ from measuring import (
     write_results,
 )
 
-LANES = [1, 2, 4, 8, 12, 16]
+LANES = [1, 2, 4, 8, 10, 12, 16]
 CONTEXTS = ("empty", "full")
 REFERENCE_LANES = (1, 8)
 PRECISION = "q8"
@@ -53,6 +53,9 @@ MOST_LOAD_S = 6.0
 LEAST_TIMES_REFERENCE = 7.0
 LEAST_THROUGHPUT_OF_REFERENCE = 10.0
 THROUGHPUT_LANES = 8
+
+# Mimi's encoder, its transformer and 32 codebooks, for one frame of one lane.
+CODEC_MULTIPLICATIONS = 162e6 + 50e6 + 17e6
 
 # Of one number in memory; q8 shares a 16-bit scale among 32 of them.
 BYTES_PER_NUMBER = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8": 1 + 2 / 32}
@@ -145,10 +148,6 @@ class Findings:
         if measured is None or reference is None:
             return math.nan
         return self.of[reference].median() / measured.median()
-
-    def bandwidth(self) -> float:
-        """The best rate at which this machine was seen to read, in bytes a second."""
-        return BYTES_PER_GB * max(float(r["read_gb_per_s"]["median"]) for r in self.rooflines)
 
     def verdicts(self) -> list[Verdict]:
         """What was promised, and what came out, as far as it was measured."""
@@ -257,17 +256,25 @@ class Findings:
             rows.append([str(n), *map(gigabytes, sizes), f"{m.load_s():.1f}"])
         return rows
 
+    def best(self, rate: str) -> float:
+        """The best of a rate that was seen of this machine."""
+        return max(float(roofline[rate]["median"]) for roofline in self.rooflines)
+
     def bound_rows(self) -> list[list[str]]:
-        """How far the language model's part is from what reading its numbers alone takes."""
+        """How far a step is from what reading and arithmetic take at the machine's best rates."""
         rows = []
         for n in self.plan.lanes:
             if (m := self.at(n)) is None:
                 continue
-            size = bytes_read(m.runs[0], n)
-            least_ms = 1e3 * size / self.bandwidth()
-            measured_ms = m.median("lm_ms")
-            cells = (gigabytes(size), f"{least_ms:.1f}", f"{measured_ms:.1f}")
-            rows.append([str(n), *cells, f"{100 * least_ms / measured_ms:.0f} %"])
+            size = bytes_read(m.runs[0], n) / BYTES_PER_GB
+            reading = 1e3 * size / self.best("read_gb_per_s")
+            codec = 2e-6 * n * CODEC_MULTIPLICATIONS / self.best("f32_gflop_per_s")
+            weights = m.runs[0]["matrix_numbers"]
+            lm = 2e-6 * n * weights / self.best("int8_gop_per_s")
+            least = max(reading, codec + lm)
+            cells = [size, reading, codec, lm, m.median()]
+            share = f"{100 * least / m.median():.0f} %"
+            rows.append([str(n), f"{size:.2f}", *(f"{cell:.1f}" for cell in cells[1:]), share])
         return rows
 
     def roofline_rows(self) -> list[list[str]]:
@@ -304,6 +311,7 @@ def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str
     if plan.pytorch:
         others.append("PyTorch's `moshi` with its streaming state, measured once")
     step_head = "context|lanes|step|p95|p99|Mimi + LM|Mimi / lane|reference / ours|real time"
+    bound_head = "lanes|GB read|reading|Mimi|matrices|step|share"
     other_head = "engine|precision|lanes|step|p99|Mimi + LM|GB|peak|load s"
     method = f"""
         Random weights in the shape of STT 1B (2,048 wide, 16 layers, context 750, 32 codebooks) and
@@ -317,7 +325,13 @@ def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str
     streams = f"""
         An empty context is a stream that begins; a full one has 750 frames, a minute of audio, to
         look back on. A number of lanes is in real time when 99 of 100 steps take at most
-        {FRAME_MS:.0f} ms. The most lanes in real time, of those measured: {in_real_time}."""
+        {FRAME_MS:.0f} ms. The most lanes in real time, of those measured: {in_real_time}. Mimi and
+        the language model run side by side; the step is divided as the threads' time was."""
+    bounds = """
+        What a step with full contexts takes at these rates: reading the language model's weights,
+        keys and values once, and the multiply-adds of Mimi (f32) and of the language model's
+        matrices (int8). Reading and arithmetic can go on at the same time; the share is that of the
+        larger one in the measured step."""
     rates = f"""
         {roofline["threads"]} threads; median (lowest to highest) of {roofline["repeats"]} repeats,
         before and after everything else. Multiply-adds ({roofline["int8_instructions"]} and
@@ -367,11 +381,9 @@ further lane takes {found.per_further_lane() / BYTES_PER_MB:.0f} MB.
 
 {table(["", "first", "last"], found.roofline_rows())}
 
-What reading weights, keys and values once takes at {found.bandwidth() / BYTES_PER_GB:.0f} GB/s,
-beside the language model's part of a step with full contexts. Beyond some number of lanes
-arithmetic is the limit instead, so the share falls.
+{paragraph(bounds)}
 
-{table(["lanes", "GB a step", "least ms", "LM ms", "share"], found.bound_rows())}
+{table(bound_head.split("|"), found.bound_rows())}
 """
 
 

@@ -214,15 +214,24 @@ def test_one_line_says_how_a_model_computes(server: Worker) -> None:
 
 def test_options_replace_what_the_configuration_says(env: dict[str, str], tmp_path: Path) -> None:
     config = configs.demo(
-        tmp_path, ("temperature = 0.0", 'temperature = 0.0\nprecision = "bf16"\nkv_precision = "q8"')
+        tmp_path,
+        ("temperature = 0.0", 'temperature = 0.0\nprecision = "bf16"\nkv_precision = "q8"'),
     )
     with worker(config, cwd=tmp_path, env={**env, "MOSHI_THREADS": "1"}) as started:
         said = loaded(started.log)
-        assert [said[key] for key in ("precision", "kv_precision", "threads")] == ["bf16", "q8", "1"]
+        assert [said[key] for key in ("precision", "kv_precision", "threads")] == [
+            "bf16",
+            "q8",
+            "1",
+        ]
     options = ("--precision", "F32", "--kv-precision", "auto", "--threads", "2")
     with worker(config, *options, cwd=tmp_path, env={**env, "MOSHI_THREADS": "1"}) as started:
         said = loaded(started.log)
-        assert [said[key] for key in ("precision", "kv_precision", "threads")] == ["f32", "f32", "2"]
+        assert [said[key] for key in ("precision", "kv_precision", "threads")] == [
+            "f32",
+            "f32",
+            "2",
+        ]
     with worker(config, "--precision", "auto", cwd=tmp_path, env=env) as started:
         said = loaded(started.log)
         assert [said[key] for key in ("precision", "kv_precision")] == ["q8", "q8"]

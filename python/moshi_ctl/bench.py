@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from dataclasses import dataclass
 from enum import Enum
@@ -14,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from moshi_ctl import _native, config, hub, shipped
+from moshi_ctl import _native, config, hub, interrupts, shipped
 from moshi_ctl.config import Config
 from moshi_ctl.errors import ModelFileError, UsageError
 
@@ -151,14 +150,10 @@ def _write_random(config_path: Path, folder: Path, paths: dict[str, Path]) -> No
             f"{folder}: cannot be written: {error.strerror}",
             hint="choose another folder with --random-dir",
         ) from error
-    # The extension would notice Ctrl-C only when all is written.
-    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
+    with interrupts.ending_the_process():
         _native.write_random_checkpoint(
             config_path, _RANDOM_MODULE, seed=_RANDOM_SEED, precision="bf16", **paths
         )
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _run(subject: _Subject, options: BenchOptions) -> None:
@@ -230,9 +225,9 @@ def _print_table(results: dict[str, Any]) -> None:
     console.print(table)
     frame_ms = results["frame_ms"]
     console.print(
-        f"Times in ms a step of {frame_ms:.0f} ms of audio ({results['steps']} steps each); codec "
-        "and LM are medians.\nA number of lanes keeps up when 99 of 100 steps take no longer than "
-        f"{frame_ms:.0f} ms."
+        f"Times in ms a step of {frame_ms:.0f} ms of audio ({results['steps']} steps each). Codec "
+        "and LM run side by side:\nmedians of their shares. A number of lanes keeps up when 99 of "
+        f"100 steps take no longer than {frame_ms:.0f} ms."
     )
     console.print(f"{_verdict(results)} Loaded in {results['load_s']:.1f} s.{_memory(results)}")
 

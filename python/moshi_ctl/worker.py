@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moshi_ctl import _native, config, hub, keys
+from moshi_ctl import _native, config, hub, interrupts, keys
 from moshi_ctl.env import MOSHI_API_KEY
 from moshi_ctl.errors import UsageError
 from moshi_ctl.report import warn
@@ -63,7 +60,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
     files = hub.fetch_all(
         (file.value for file in configuration.files), show_progress=not options.silent
     )
-    with _default_interrupt():
+    with interrupts.ending_the_process():
         _native.serve(
             config_path,
             addr=addr,
@@ -89,17 +86,3 @@ def _ip_address(addr: str) -> str:
             f"--addr: {addr!r} is not an IP address",
             hint="use 127.0.0.1 for this machine only, 0.0.0.0 for everybody",
         ) from error
-
-
-@contextlib.contextmanager
-def _default_interrupt() -> Iterator[None]:
-    """Takes Python's SIGINT handler away, which would only raise KeyboardInterrupt afterwards.
-
-    Until the server has its own handler, Ctrl-C then ends the process at once, even while a model
-    is being loaded.
-    """
-    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -118,11 +118,13 @@ impl Pool {
     /// # Panics
     /// When a piece does.
     pub(crate) fn run(&mut self, pieces: usize, task: &(dyn Fn(usize, usize) + Sync)) {
-        if pieces <= 1 || self.threads() == 1 {
-            return (0..pieces).for_each(|piece| task(piece, self.thread));
-        }
         let shared = &*self.shared;
         let track = &shared.tracks[self.track];
+        if pieces <= 1 || self.threads() == 1 {
+            let started = Instant::now();
+            (0..pieces).for_each(|piece| task(piece, self.thread));
+            return track.add_busy(started);
+        }
         track.finished.store(0, Ordering::Relaxed);
         // SAFETY: only the lifetime is changed, and this call outlasts every use. Nobody else is
         // looking at the job: the last one's pieces are finished, and none of this one is out.
@@ -269,6 +271,10 @@ impl Track {
         has_pieces(self.ticket.load(Ordering::Relaxed))
     }
 
+    fn add_busy(&self, since: Instant) {
+        self.busy.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// Does one piece of the present job, if one is left.
     fn take_piece(&self, thread: usize) -> bool {
         if !self.has_pieces() {
@@ -290,8 +296,7 @@ impl Track {
             if catch_unwind(AssertUnwindSafe(|| task(piece, thread))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            let nanoseconds = started.elapsed().as_nanos() as u64;
-            self.busy.fetch_add(nanoseconds, Ordering::Relaxed);
+            self.add_busy(started);
         }
         self.finished.fetch_add(1, Ordering::Release);
         true
