@@ -6,7 +6,7 @@ use moshi_ctl_core::{CodecShape, Precision};
 use crate::EngineError;
 use crate::backend::Codes;
 use crate::codebook::codebook_entries;
-use crate::cpu::kernels::{Codebook, Nearest, PackedMatrix, Rows};
+use crate::cpu::kernels::{Codebook, Nearest, PackedMatrix, Rows, SearchScratch};
 use crate::cpu::pool::Pool;
 use crate::weights::Weights;
 
@@ -27,7 +27,7 @@ struct ResidualQuantizer {
 struct Scratch {
     /// What the levels so far leave of the latents, lanes × quantizer_dim.
     residual: Vec<f32>,
-    products: Vec<f32>,
+    search: SearchScratch,
     nearest: Vec<Nearest>,
 }
 
@@ -84,12 +84,12 @@ impl ResidualQuantizer {
         scratch: &mut Scratch,
         pool: &mut Pool,
     ) {
-        let Scratch { residual, products, nearest } = scratch;
+        let Scratch { residual, search, nearest } = scratch;
         let dim = self.input_proj.outputs();
         residual.resize(rows.count * dim, 0.0);
         self.input_proj.multiply(latents, rows, residual, pool);
         for (k, codebook) in self.levels.iter().enumerate() {
-            codebook.nearest(residual, products, nearest, pool);
+            codebook.nearest(residual, search, nearest, pool);
             for (lane_index, nearest) in nearest.iter().enumerate() {
                 let residual = &mut residual[lane_index * dim..][..dim];
                 for (residual, entry) in residual.iter_mut().zip(codebook.entry(nearest.index)) {

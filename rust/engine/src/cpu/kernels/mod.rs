@@ -14,7 +14,7 @@ pub(super) use attention::{Attention, AttentionShape, Scratch as AttentionScratc
 pub(super) use elementwise::{add_scaled, elu_into, gate, gelu_erf};
 pub(super) use instructions::{InstructionSet, chosen};
 pub(super) use matrix::{PackedMatrix, Rows};
-pub(super) use nearest::{Codebook, Nearest};
+pub(super) use nearest::{Codebook, Nearest, SearchScratch};
 pub(super) use q8::{Activations, Q8Matrix};
 pub(super) use ring::Ring;
 pub(super) use rows::{layer_norm, rms_norm, softmax};

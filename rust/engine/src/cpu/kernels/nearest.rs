@@ -1,13 +1,13 @@
 //! Search for the nearest entry of a codebook.
 //!
 //! Codebooks are large and every step reads all of them, so the search goes through a copy in
-//! half precision first. How far that can lead astray has a bound; the entries within it, two as
-//! a rule, are looked at in full precision, which decides.
+//! eight bits first. How far that can lead astray has a bound; the entries within it, a few as a
+//! rule, are looked at in full precision, which decides.
 
-use half::f16;
 use moshi_ctl_core::Precision;
 
 use super::matrix::{PackedMatrix, Rows};
+use super::q8::{Activations, Q8Matrix};
 use super::rows::dot;
 use super::simd::{Kernel, Vector, WIDTH, dispatch};
 use crate::codebook::half_norms;
@@ -22,11 +22,26 @@ pub(crate) struct Codebook {
     /// ‖e‖²/2 of each entry.
     half_norms: Vec<f32>,
     dim: usize,
-    /// The entries, rounded.
-    rounded: PackedMatrix,
-    /// How far a distance by rounded entries can be from one by true entries: the first number
-    /// times the norm of the vector, and the second.
-    bound: [f32; 2],
+    rounded: Rounded,
+    bound: Bound,
+}
+
+/// The entries as the first search has them.
+enum Rounded {
+    Q8(Q8Matrix),
+    /// Where numbers are too large for eight bits.
+    F32(PackedMatrix),
+}
+
+/// How far a distance by rounded entries can be from one by true entries.
+#[derive(Default)]
+struct Bound {
+    /// Times the norm of the vector.
+    by_norm: f32,
+    /// Times the norm of what the vector loses when it is rounded.
+    by_loss: f32,
+    /// In any case.
+    offset: f32,
 }
 
 /// The nearest entry to a vector.
@@ -38,32 +53,42 @@ pub(crate) struct Nearest {
     pub(crate) margin: f32,
 }
 
+/// What searches use in turn.
+#[derive(Default)]
+pub(crate) struct SearchScratch {
+    vectors: Activations,
+    /// vectors × entries
+    products: Vec<f32>,
+}
+
 impl Codebook {
     pub(crate) fn new(entries: Vec<f32>, dim: usize) -> Self {
-        let largest = entries.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-        let precision = if largest <= f16::MAX.to_f32() { Precision::F16 } else { Precision::F32 };
-        Self::with_precision(entries, dim, precision)
-    }
-
-    fn with_precision(entries: Vec<f32>, dim: usize, precision: Precision) -> Self {
-        let rounded =
-            |x: f32| if precision == Precision::F16 { f16::from_f32(x).to_f32() } else { x };
         let half_norms = half_norms(&entries, dim);
+        let count = half_norms.len();
+        let value = |entry: usize, i: usize| entries[entry * dim + i];
+        let (rounded, values) = match Q8Matrix::quantized(count, dim, value) {
+            Ok((matrix, values)) => (Rounded::Q8(matrix), values),
+            Err(_) => {
+                let matrix = PackedMatrix::pack_with(count, dim, Precision::F32, value);
+                (Rounded::F32(matrix), entries.clone())
+            }
+        };
         let norm = |squares: f32| (squares * (1.0 + dim as f32 * ROUNDING)).sqrt();
-        // |x·e − x·ẽ| ≤ ‖x‖ ‖e − ẽ‖, and a sum of `dim` products, in whatever order, is off by at
-        // most dim · 2⁻²⁴ ‖x‖ ‖e‖; there are two such sums, and 2⁻²³ leaves room for the rest.
-        let slope = entries.chunks_exact(dim).map(|entry| {
-            let lost: f32 = entry.iter().map(|&x| (x - rounded(x)).powi(2)).sum();
+        let mut bound = Bound::default();
+        for (entry, rounded) in entries.chunks_exact(dim).zip(values.chunks_exact(dim)) {
+            let lost: f32 = entry.iter().zip(rounded).map(|(a, b)| (a - b).powi(2)).sum();
             let squares: f32 = entry.iter().map(|x| x * x).sum();
-            norm(lost) + (2 * dim + 4) as f32 * ROUNDING * norm(squares)
-        });
-        let slope = slope.fold(0f32, f32::max);
+            let rounded_squares: f32 = rounded.iter().map(|x| x * x).sum();
+            // |x·e − x̃·ẽ| ≤ ‖x‖ ‖e − ẽ‖ + ‖x − x̃‖ ‖ẽ‖, and a sum of `dim` products, in whatever
+            // order, is off by at most dim · 2⁻²⁴ ‖x‖ ‖e‖; there are two such sums, and 2⁻²³
+            // leaves room for the rest.
+            let rounding = (2 * dim + 4) as f32 * ROUNDING * norm(squares.max(rounded_squares));
+            bound.by_norm = bound.by_norm.max(norm(lost) + rounding);
+            bound.by_loss = bound.by_loss.max(norm(rounded_squares));
+        }
         // The difference ‖e‖²/2 − x·e is rounded as well.
-        let offset = half_norms.iter().fold(0f32, |largest, n| largest.max(*n)) * 2.0 * ROUNDING;
-        let packed = PackedMatrix::pack_with(half_norms.len(), dim, precision, |entry, i| {
-            entries[entry * dim + i]
-        });
-        Self { entries, half_norms, dim, rounded: packed, bound: [slope, offset] }
+        bound.offset = half_norms.iter().fold(0f32, |largest, n| largest.max(*n)) * 2.0 * ROUNDING;
+        Self { entries, half_norms, dim, rounded, bound }
     }
 
     pub(crate) fn entry(&self, index: u32) -> &[f32] {
@@ -71,24 +96,35 @@ impl Codebook {
     }
 
     /// Puts the nearest entry to each of `vectors` into `nearest`, the first of equals. ‖x − e‖²
-    /// orders entries as ‖e‖²/2 − x·e does. `products` is used for vectors × entries numbers.
+    /// orders entries as ‖e‖²/2 − x·e does.
     pub(crate) fn nearest(
         &self,
         vectors: &[f32],
-        products: &mut Vec<f32>,
+        scratch: &mut SearchScratch,
         nearest: &mut Vec<Nearest>,
         pool: &mut Pool,
     ) {
+        let SearchScratch { vectors: quantized, products } = scratch;
         let count = vectors.len() / self.dim;
         products.resize(count * self.half_norms.len(), 0.0);
-        self.rounded.multiply(vectors, Rows::contiguous(count, self.dim), products, pool);
+        match &self.rounded {
+            Rounded::Q8(matrix) => {
+                quantized.quantize(vectors, self.dim, pool);
+                matrix.multiply(quantized, products, pool);
+            }
+            Rounded::F32(matrix) => {
+                matrix.multiply(vectors, Rows::contiguous(count, self.dim), products, pool);
+            }
+        }
         nearest.clear();
-        let vectors = vectors.chunks_exact(self.dim);
-        nearest.extend(
-            vectors
-                .zip(products.chunks_exact(self.half_norms.len()))
-                .map(|(vector, products)| dispatch(Search { codebook: self, vector, products })),
-        );
+        let rows = vectors.chunks_exact(self.dim).zip(products.chunks_exact(self.half_norms.len()));
+        nearest.extend(rows.enumerate().map(|(row, (vector, products))| {
+            let lost = match self.rounded {
+                Rounded::Q8(_) => quantized.most_lost(row),
+                Rounded::F32(_) => 0.0,
+            };
+            dispatch(Search { codebook: self, vector, lost, products })
+        }));
     }
 }
 
@@ -96,7 +132,9 @@ impl Codebook {
 struct Search<'a> {
     codebook: &'a Codebook,
     vector: &'a [f32],
-    /// The vector's products with the rounded entries.
+    /// No less than the norm of what it lost when it was rounded.
+    lost: f32,
+    /// The rounded vector's products with the rounded entries.
     products: &'a [f32],
 }
 
@@ -105,11 +143,12 @@ impl Kernel for Search<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Vector>(self) -> Nearest {
-        let Self { codebook, vector, products } = self;
+        let Self { codebook, vector, lost, products } = self;
         let half_norms = &codebook.half_norms[..];
         let squares = dot(vector, vector);
-        let [slope, offset] = codebook.bound;
-        let bound = slope * squares.sqrt() * (1.0 + codebook.dim as f32 * ROUNDING) + offset;
+        let Bound { by_norm, by_loss, offset } = codebook.bound;
+        let room = 1.0 + codebook.dim as f32 * ROUNDING;
+        let bound = (by_norm * squares.sqrt() + by_loss * lost) * room + offset;
         // Whatever is nearest or second by true entries is at most two bounds behind the second
         // by rounded ones; a third covers the rounding of this sum.
         let limit = second_least(half_norms, products) + 3.0 * bound;
@@ -185,8 +224,8 @@ mod tests {
     use super::*;
 
     fn nearest(codebook: &Codebook, vectors: &[f32]) -> Vec<Nearest> {
-        let (mut products, mut found) = (vec![], vec![]);
-        codebook.nearest(vectors, &mut products, &mut found, &mut Pool::new(2).unwrap());
+        let (mut scratch, mut found) = (SearchScratch::default(), vec![]);
+        codebook.nearest(vectors, &mut scratch, &mut found, &mut Pool::new(2).unwrap());
         found
     }
 
@@ -227,9 +266,11 @@ mod tests {
     #[test]
     fn rounded_entries_change_nothing() {
         let (dim, bins) = (64, 300);
-        // Far apart, so near that half precision cannot tell them apart, subnormal in half
+        // Far apart, nearer than eight bits can tell apart, with scales that are subnormal in half
         // precision, and beyond it.
-        for (scale, spread) in [(1.0, 1.0), (1.0, 1e-5), (1e-6, 1.0), (1e6, 1e-3)] {
+        for (scale, spread) in
+            [(1.0, 1.0), (1.0, 0.02), (1.0, 1e-5), (1e-6, 1.0), (1e6, 1e-3), (1e8, 1.0)]
+        {
             let center: Vec<f32> = numbers(dim, 1).collect();
             let entries = numbers(bins * dim, 2).enumerate();
             let entries = entries.map(|(i, x)| scale * (center[i % dim] + spread * x)).collect();

@@ -63,6 +63,15 @@ impl Activations {
         self.width
     }
 
+    /// No less than the norm of what a row has lost: half a scale for each number, and a little for
+    /// rounding.
+    pub(crate) fn most_lost(&self, row: usize) -> f32 {
+        const HALF: f32 = 0.5001;
+        let scales = self.scales.iter().skip(row).step_by(self.rows);
+        let squares: f32 = scales.map(|scale| BLOCK as f32 * (HALF * scale).powi(2)).sum();
+        1.0001 * squares.sqrt()
+    }
+
     /// Where the numbers of a block begin for `rows` rows from `first` on.
     ///
     /// # Panics

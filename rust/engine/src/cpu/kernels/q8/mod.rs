@@ -83,6 +83,40 @@ impl Q8Matrix {
         }
     }
 
+    /// Quantizes the matrix whose element at (output, input) is `value(output, input)`. Returns also
+    /// what its elements have become, outputs × inputs.
+    ///
+    /// # Errors
+    /// When a number is not finite or too large.
+    pub(crate) fn quantized(
+        outputs: usize,
+        inputs: usize,
+        value: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Result<(Self, Vec<f32>), EngineError> {
+        let block_of = |numbers: &mut [f32; BLOCK], row, block| {
+            let width = BLOCK.min(inputs - block * BLOCK);
+            numbers[width..].fill(0.0);
+            for (i, number) in numbers[..width].iter_mut().enumerate() {
+                *number = value(row, block * BLOCK + i);
+            }
+            quantize(numbers)
+        };
+        let matrix = Self::from_blocks(outputs, inputs, None, |numbers, row, _, block| {
+            block_of(numbers, row, block)
+        })?;
+        let mut rounded = Vec::with_capacity(outputs * inputs);
+        for row in 0..outputs {
+            for block in 0..inputs.div_ceil(BLOCK) {
+                let width = BLOCK.min(inputs - block * BLOCK);
+                let quantized = block_of(&mut [0.0; BLOCK], row, block);
+                let quantized = quantized.ok_or_else(|| not_finite(row, block))?;
+                let scale = quantized.scale.to_f32();
+                rounded.extend(quantized.values[..width].iter().map(|&v| f32::from(v) * scale));
+            }
+        }
+        Ok((matrix, rounded))
+    }
+
     /// `block_of` makes the block of a row; it may use the numbers it is given.
     fn from_blocks(
         outputs: usize,

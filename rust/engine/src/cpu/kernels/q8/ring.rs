@@ -7,7 +7,7 @@
 use super::super::AttentionShape;
 use super::super::instructions::{InstructionSet, in_use};
 use super::super::simd::{Kernel, Vector, WIDTH, dispatch};
-use super::tile::{Dot, Job, run};
+use super::tile::{Dot, Job, run, store};
 use super::{OFFSET, QUAD};
 
 /// The largest integer a key or a value becomes.
@@ -311,7 +311,7 @@ impl Job for Score<'_> {
                     sums[1] = D::add_dot(sums[1], tile, quad.low.as_ptr());
                 }
                 let found = combine::<D>(&[0.0; WIDTH], sums, scales, scale);
-                scores.copy_from_slice(&found[..scores.len()]);
+                store::<D>(found, scores);
             }
         }
     }
@@ -376,8 +376,7 @@ unsafe fn mix_blocks<D: Dot, const N: usize>(
         for (sums, out) in sums.into_iter().zip(out[first * WIDTH..].chunks_mut(WIDTH)) {
             let mut start = [0.0; WIDTH];
             start[..out.len()].copy_from_slice(out);
-            let found = combine::<D>(&start, sums, &[1.0; WIDTH], weights.scale);
-            out.copy_from_slice(&found[..out.len()]);
+            store::<D>(combine::<D>(&start, sums, &[1.0; WIDTH], weights.scale), out);
         }
     }
 }
@@ -399,15 +398,13 @@ unsafe fn combine<D: Dot>(
     [high, low]: [D::Sums; 2],
     scales: &[f32; WIDTH],
     scale: f32,
-) -> [f32; WIDTH] {
-    let mut found = [0.0; WIDTH];
+) -> D::Numbers {
     // SAFETY: the caller vouches for D.
     unsafe {
         let scales = D::load(scales);
         let numbers = D::add_scaled(D::load(start), high, scales, HIGH as f32 * scale);
-        D::store(D::add_scaled(numbers, low, scales, scale), &mut found);
+        D::add_scaled(numbers, low, scales, scale)
     }
-    found
 }
 
 /// Tiles on whole cache lines, zeros at first, in memory that is not touched before it is

@@ -147,11 +147,24 @@ impl Piece<'_> {
             let column = panel * WIDTH;
             let width = WIDTH.min(matrix.outputs - column);
             for (r, numbers) in numbers.into_iter().enumerate() {
-                let mut found = [0f32; WIDTH];
-                D::store(numbers, &mut found);
                 let start = (first_row + r) * matrix.outputs + column;
-                y.range(start..start + width).copy_from_slice(&found[..width]);
+                store::<D>(numbers, y.range(start..start + width));
             }
+        }
+    }
+}
+
+/// Stores as many numbers as there is room for, at most sixteen.
+#[inline(always)]
+pub(super) unsafe fn store<D: Dot>(numbers: D::Numbers, to: &mut [f32]) {
+    // SAFETY: the caller vouches for D.
+    unsafe {
+        if let Some(to) = to.first_chunk_mut() {
+            D::store(numbers, to);
+        } else {
+            let mut found = [0f32; WIDTH];
+            D::store(numbers, &mut found);
+            to.copy_from_slice(&found[..to.len()]);
         }
     }
 }
