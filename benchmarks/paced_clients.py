@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 from measuring import (
-    FRAME_MS,
     RESULTS,
     Verdict,
     cache,
@@ -48,6 +47,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from moshi_ctl import _native, config, shipped
 
 KEY = "benchmark"
+LEAST_PERCENT_WITHIN = 99.0
 START_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 20.0
 STEP_METRIC = "asr_model_step_duration"
@@ -184,11 +184,10 @@ def step_buckets(metrics: str) -> dict[float, float]:
     }
 
 
-def percentile_bound_ms(buckets: dict[float, float], percent: float) -> float:
-    """The least bound in milliseconds that `percent` of 100 steps did not exceed."""
-    total = buckets[float("inf")]
-    bounds = (bound for bound, count in sorted(buckets.items()) if 100 * count >= percent * total)
-    return 1e3 * next(bounds, float("inf"))
+def percent_within(buckets: dict[float, float], most_s: float) -> float:
+    """How many of 100 steps took at most `most_s`, which is the bound of a bucket or just above."""
+    within = max(count for bound, count in buckets.items() if bound <= most_s)
+    return 100 * within / buckets[float("inf")]
 
 
 @dataclass(frozen=True)
@@ -230,8 +229,8 @@ def verdicts(streams: list[Stream], buckets: dict[float, float]) -> list[Verdict
         return f"{value:.3f} s"
 
     return [
-        Verdict("step, p99, by the server's count", percentile_bound_ms(buckets, 99), FRAME_MS,
-                form="{:.0f} ms".format),
+        Verdict("steps within a frame, by the server's count", percent_within(buckets, FRAME_S),
+                LEAST_PERCENT_WITHIN, at_least=True, form="{:.1f} %".format),
         Verdict("most growth of a lag, first to last part", growth, MOST_GROWTH_S, form=seconds),
         Verdict("most slope of a lag, a minute", slope, MOST_SLOPE_S_PER_MIN, form=seconds),
         Verdict("frames without an answer at the end", unanswered, 2, form="{:.0f}".format),
