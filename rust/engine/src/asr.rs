@@ -132,7 +132,7 @@ impl AsrModel {
         };
         let processor = backend.processor();
         tracing::info!(
-            device = device_name(&device),
+            device = %device_name(&device),
             %precision,
             %kv_precision,
             lanes = spec.lanes,
