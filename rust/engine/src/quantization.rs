@@ -36,11 +36,16 @@ pub(crate) fn quantize(numbers: &[f32; BLOCK]) -> Option<Q8Block> {
     let mut values = [0; BLOCK];
     if step > 0.0 {
         for (value, x) in values.iter_mut().zip(numbers) {
-            let rounded = (x / step + ROUNDER).to_bits() as i32 - ROUNDER.to_bits() as i32;
-            *value = rounded.clamp(-(LARGEST as i32), LARGEST as i32) as i8;
+            *value = rounded(x / step).clamp(-(LARGEST as i32), LARGEST as i32) as i8;
         }
     }
     Some(Q8Block { scale, values })
+}
+
+/// The integer nearest to a number below 2²², of two the even one; of others, any.
+#[inline(always)]
+pub(crate) fn rounded(x: f32) -> i32 {
+    (x + ROUNDER).to_bits().wrapping_sub(ROUNDER.to_bits()).cast_signed()
 }
 
 /// The scale at which `largest` is 127, or 127 and a half where rounding took the scale down.

@@ -284,17 +284,8 @@ impl Job<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_numbers::numbers;
     use super::*;
-
-    /// Numbers that vary enough for a wrong index to show.
-    fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        (0..count as u32)
-            .map(|i| {
-                let x = (i ^ seed).wrapping_mul(2_654_435_761);
-                (x >> 8) as f32 / (1 << 24) as f32 - 0.5
-            })
-            .collect()
-    }
 
     fn product(matrix: &PackedMatrix, x: &[f32], rows: Rows) -> Vec<f32> {
         let mut y = vec![f32::NAN; rows.count * matrix.outputs];

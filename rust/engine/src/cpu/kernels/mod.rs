@@ -9,6 +9,8 @@ mod q8;
 mod ring;
 mod rows;
 mod simd;
+#[cfg(test)]
+mod test_numbers;
 
 pub(super) use attention::{Attention, AttentionShape, Scratch as AttentionScratch};
 pub(super) use elementwise::{add_scaled, elu_into, gate, gelu_erf};

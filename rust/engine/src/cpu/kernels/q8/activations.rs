@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::simd::{Kernel, Vector, dispatch};
 use super::{GROUP, OFFSET, QUAD};
 use crate::cpu::pool::{Disjoint, Pool};
-use crate::quantization::BLOCK;
+use crate::quantization::{BLOCK, rounded};
 
 /// The largest integer a number becomes.
 const LARGEST: f32 = 127.0;
@@ -146,8 +146,6 @@ impl Kernel for QuantizeBlocks<'_> {
 /// Scale and start of a block.
 #[inline(always)]
 fn quantize_block(x: &[f32; BLOCK], values: &mut [i8; BLOCK]) -> (f32, i32) {
-    // 1.5 · 2²³: adding it rounds to an integer, half to even, which is then in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let mut bits = [0u32; 16];
     for (i, x) in x.iter().enumerate() {
         // The bits of positive numbers are ordered as they are, with NaN at the top.
@@ -157,8 +155,7 @@ fn quantize_block(x: &[f32; BLOCK], values: &mut [i8; BLOCK]) -> (f32, i32) {
     let inverse = if largest > 0.0 { LARGEST / largest } else { 0.0 };
     let mut sum = 0i32;
     for (value, x) in values.iter_mut().zip(x) {
-        let rounded = (x * inverse + ROUND).to_bits().wrapping_sub(ROUND.to_bits());
-        *value = rounded as i8;
+        *value = rounded(x * inverse) as i8;
         sum += i32::from(*value);
     }
     (largest / LARGEST, -i32::from(OFFSET) * sum)

@@ -70,10 +70,10 @@ impl Q8Matrix {
         bias: Option<&[f32]>,
     ) -> Result<Self, EngineError> {
         match raw.q8_blocks() {
-            Some(blocks) => Self::from_blocks(outputs, inputs, bias, |_, row, _, block| {
+            Some(blocks) => Self::from_blocks(outputs, inputs, bias, |_, row, block| {
                 Some(Q8Block::from_bytes(&blocks[row * (inputs / BLOCK) + block]))
             }),
-            None => Self::from_blocks(outputs, inputs, bias, |numbers, row, _, block| {
+            None => Self::from_blocks(outputs, inputs, bias, |numbers, row, block| {
                 let start = block * BLOCK;
                 let width = BLOCK.min(inputs - start);
                 numbers[width..].fill(0.0);
@@ -91,30 +91,25 @@ impl Q8Matrix {
     pub(crate) fn quantized(
         outputs: usize,
         inputs: usize,
-        value: impl Fn(usize, usize) -> f32 + Sync,
+        value: impl Fn(usize, usize) -> f32,
     ) -> Result<(Self, Vec<f32>), EngineError> {
-        let block_of = |numbers: &mut [f32; BLOCK], row, block| {
-            let width = BLOCK.min(inputs - block * BLOCK);
-            numbers[width..].fill(0.0);
-            for (i, number) in numbers[..width].iter_mut().enumerate() {
-                *number = value(row, block * BLOCK + i);
-            }
-            quantize(numbers)
-        };
-        let matrix = Self::from_blocks(outputs, inputs, None, |numbers, row, _, block| {
-            block_of(numbers, row, block)
-        })?;
+        let per_row = inputs.div_ceil(BLOCK);
+        let mut blocks = Vec::with_capacity(outputs * per_row);
         let mut rounded = Vec::with_capacity(outputs * inputs);
-        for row in 0..outputs {
-            for block in 0..inputs.div_ceil(BLOCK) {
-                let width = BLOCK.min(inputs - block * BLOCK);
-                let quantized = block_of(&mut [0.0; BLOCK], row, block);
-                let quantized = quantized.ok_or_else(|| not_finite(row, block))?;
-                let scale = quantized.scale.to_f32();
-                rounded.extend(quantized.values[..width].iter().map(|&v| f32::from(v) * scale));
+        for (row, block) in (0..outputs).flat_map(|row| (0..per_row).map(move |b| (row, b))) {
+            let start = block * BLOCK;
+            let width = BLOCK.min(inputs - start);
+            let mut numbers = [0f32; BLOCK];
+            for (i, number) in numbers[..width].iter_mut().enumerate() {
+                *number = value(row, start + i);
             }
+            let quantized = quantize(&numbers).ok_or_else(|| not_finite(row, block))?;
+            let scale = quantized.scale.to_f32();
+            rounded.extend(quantized.values[..width].iter().map(|&v| f32::from(v) * scale));
+            blocks.push(quantized);
         }
-        Ok((matrix, rounded))
+        let block_of = |_: &mut _, row, block| Some(blocks[row * per_row + block]);
+        Ok((Self::from_blocks(outputs, inputs, None, block_of)?, rounded))
     }
 
     /// `block_of` makes the block of a row; it may use the numbers it is given.
@@ -122,7 +117,7 @@ impl Q8Matrix {
         outputs: usize,
         inputs: usize,
         bias: Option<&[f32]>,
-        block_of: impl Fn(&mut [f32; BLOCK], usize, usize, usize) -> Option<Q8Block> + Sync,
+        block_of: impl Fn(&mut [f32; BLOCK], usize, usize) -> Option<Q8Block> + Sync,
     ) -> Result<Self, EngineError> {
         let groups_per_panel = inputs.div_ceil(GROUP);
         let mut groups = zeroed_groups(outputs.div_ceil(WIDTH) * groups_per_panel);
@@ -132,7 +127,7 @@ impl Q8Matrix {
                 for column in 0..WIDTH.min(outputs - panel * WIDTH) {
                     let row = panel * WIDTH + column;
                     for block in 0..inputs.div_ceil(BLOCK) {
-                        let quantized = block_of(&mut numbers, row, column, block)
+                        let quantized = block_of(&mut numbers, row, block)
                             .ok_or_else(|| not_finite(row, block))?;
                         groups[block / GROUP_BLOCKS].put(block % GROUP_BLOCKS, column, &quantized);
                     }

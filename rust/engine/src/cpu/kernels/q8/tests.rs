@@ -1,16 +1,12 @@
 use half::f16;
 
+use super::super::test_numbers;
 use super::*;
 
 /// Numbers that vary enough for a wrong index to show, with blocks of different sizes.
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
-    (0..count as u32)
-        .map(|i| {
-            let x = (i ^ seed).wrapping_mul(2_654_435_761);
-            let size = 1.0 + (i / BLOCK as u32 % 7) as f32;
-            size * ((x >> 8) as f32 / (1 << 24) as f32 - 0.5)
-        })
-        .collect()
+    let numbers = test_numbers::numbers(count, seed).into_iter().enumerate();
+    numbers.map(|(i, x)| (1.0 + (i / BLOCK % 7) as f32) * x).collect()
 }
 
 fn blocks(numbers: &[f32], inputs: usize, row: usize, block: usize) -> Q8Block {
@@ -22,7 +18,7 @@ fn blocks(numbers: &[f32], inputs: usize, row: usize, block: usize) -> Q8Block {
 }
 
 fn matrix(weights: &[f32], outputs: usize, inputs: usize, bias: Option<&[f32]>) -> Q8Matrix {
-    Q8Matrix::from_blocks(outputs, inputs, bias, |_, row, _, block| {
+    Q8Matrix::from_blocks(outputs, inputs, bias, |_, row, block| {
         Some(blocks(weights, inputs, row, block))
     })
     .unwrap()
@@ -134,7 +130,7 @@ fn a_row_that_is_not_finite_stays_alone() {
 #[test]
 fn scales_are_those_of_the_blocks() {
     let block = Q8Block { scale: f16::from_f32(0.5), values: std::array::from_fn(|i| i as i8) };
-    let matrix = Q8Matrix::from_blocks(1, BLOCK, None, |_, _, _, _| Some(block)).unwrap();
+    let matrix = Q8Matrix::from_blocks(1, BLOCK, None, |_, _, _| Some(block)).unwrap();
     let mut x = [0f32; BLOCK];
     x[9] = 127.0;
     assert_eq!(product(&matrix, in_use(), &x, 1), [127.0 * 9.0 * 0.5]);
