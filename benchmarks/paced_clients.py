@@ -103,7 +103,7 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def write_config(folder: Path, name: str, lanes: int, precision: str | None) -> Path:
+def write_config(folder: Path, name: str, lanes: int) -> Path:
     """A shipped configuration with random weights of its shape and so many lanes."""
     source = shipped.path_of(name)
     weights = cache("stt-1b" if name == "stt-1b-en_fr" else name)
@@ -125,8 +125,6 @@ def write_config(folder: Path, name: str, lanes: int, precision: str | None) -> 
         text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
         if count != 1:
             raise SystemExit(f"{source.name}: expected one line with {key}, found {count}")
-    if precision:
-        text = text.replace("batch_size =", f'dtype_override = "{precision}"\nbatch_size =', 1)
     path = folder / "config.toml"
     path.write_text(text, encoding="utf-8")
     config.read(path, require_files=True)
@@ -134,10 +132,11 @@ def write_config(folder: Path, name: str, lanes: int, precision: str | None) -> 
 
 
 @contextmanager
-def serving(configuration: Path) -> Iterator[Server]:
+def serving(configuration: Path, precision: str) -> Iterator[Server]:
     """Runs a worker on a free loopback port."""
     command = [sys.executable, "-m", "moshi_ctl", "worker", "--config", str(configuration)]
     command += ["--cpu", "--addr", "127.0.0.1", "--port", "0"]
+    command += ["--precision", precision]
     started = time.monotonic()
     process = subprocess.Popen(  # noqa: S603
         command,
@@ -302,7 +301,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--processes", type=int, default=1, help="to spread the clients over")
     parser.add_argument("--config", default="stt-1b-en_fr", help="a shipped configuration")
-    parser.add_argument("--precision", default="q8", help='"": as the worker chooses')
+    parser.add_argument("--precision", default="q8", help="auto: as the worker chooses")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if min(arguments.clients, arguments.processes) < 1 or arguments.seconds < 2:
@@ -310,9 +309,9 @@ def main() -> int:
     clients = range(arguments.clients)
     processes = min(arguments.processes, arguments.clients)
     with tempfile.TemporaryDirectory() as scratch:
-        path = write_config(Path(scratch), arguments.config, arguments.clients, arguments.precision)
+        path = write_config(Path(scratch), arguments.config, arguments.clients)
         with (
-            serving(path) as server,
+            serving(path, arguments.precision) as server,
             ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
         ):
             print(
@@ -339,7 +338,7 @@ def main() -> int:
         "command": " ".join(["benchmarks/paced_clients.py", *sys.argv[1:]]),
         "machine": machine(),
         "config": arguments.config,
-        "precision": arguments.precision or "as the worker chooses",
+        "precision": arguments.precision,
         "clients": arguments.clients,
         "seconds": arguments.seconds,
         "ready_s": server.ready_s,
