@@ -6,7 +6,8 @@ take turns, in the other order with every second repeat, and the machine itself 
 and last. Writes `results/cpu_streams.md` and `results/cpu_streams.json`; exits with 1 where a limit
 is missed.
 
-Standard library only. Needs a Rust toolchain, 3 GB of disk for the weights and 8 GB of memory.
+Standard library only. Needs a Rust toolchain, 3 GB of disk for the weights (5 GB with moshi.cpp)
+and 8 GB of memory.
 """
 
 from __future__ import annotations
@@ -86,14 +87,21 @@ class Plan:
             if arguments.pytorch
             else []
         )
+        # The formats that its own tools offer; the first is nearest to ours.
+        self.moshi_cpp = (
+            [other("moshi.cpp", 1, form) for form in ("q8_0", "q4_k")]
+            if arguments.moshi_cpp
+            else []
+        )
 
     def run(self, bench: Bench, repeats: int) -> None:
         """Runs everything."""
         bench.roofline()
         for repeat in range(repeats):
-            # The reference runs between cases of ours, so that both meet the same machine.
+            # The others run between cases of ours, so that all meet the same machine.
             cases = [*self.ours.values()]
-            others = [*self.reference.values(), *(self.pytorch if repeat == 0 else [])]
+            others = [*self.reference.values(), *self.moshi_cpp]
+            others += self.pytorch if repeat == 0 else []
             cases[1:1] = [self.idle]
             middle = len(cases) // 2
             cases = [*cases[:middle], *others, self.f32, *cases[middle:]]
@@ -141,13 +149,15 @@ class Findings:
         alone = self.at(1, "empty")
         return self.of[self.plan.idle].quietest() / alone.quietest() if alone else math.nan
 
+    def times_ours(self, case: Case) -> float:
+        """How much longer a step of another case takes than ours with as many full lanes."""
+        ours = self.at(case.lanes)
+        return self.of[case].median() / ours.median() if ours else math.nan
+
     def times_reference(self, lanes: int) -> float:
         """How much longer a step of the reference takes."""
-        measured = self.at(lanes)
         reference = self.plan.reference.get(lanes)
-        if measured is None or reference is None:
-            return math.nan
-        return self.of[reference].median() / measured.median()
+        return self.times_ours(reference) if reference else math.nan
 
     def verdicts(self) -> list[Verdict]:
         """What was promised, and what came out, as far as it was measured."""
@@ -221,7 +231,7 @@ class Findings:
                         f"{m.percentile(99):.1f}",
                         m.parts(1),
                         f"{m.median('codec_ms') / n:.2f}",
-                        "" if math.isnan(ratio) else f"{ratio:.1f}",
+                        one_digit(ratio),
                         "yes" if m.percentile(99) <= FRAME_MS else "no",
                     ]
                 )
@@ -229,19 +239,21 @@ class Findings:
 
     def other_rows(self) -> list[list[str]]:
         """Step times of the others, and of ours in their number format."""
-        cases = [self.plan.f32, *self.plan.reference.values(), *self.plan.pytorch]
+        plan = self.plan
+        cases = [plan.f32, *plan.reference.values(), *plan.moshi_cpp, *plan.pytorch]
         return [
             [
                 case.engine,
                 case.precision,
                 str(case.lanes),
                 self.of[case].spread(),
+                one_digit(self.times_ours(case)),
                 f"{self.of[case].percentile(99):.0f}",
                 self.of[case].parts(),
                 gigabytes(self.of[case].highest("end", "resident_bytes")),
                 gigabytes(self.of[case].highest("end", "peak_resident_bytes")),
                 # PyTorch's weights are made, not read.
-                "" if case in self.plan.pytorch else f"{self.of[case].load_s():.1f}",
+                "" if case in plan.pytorch else f"{self.of[case].load_s():.1f}",
             ]
             for case in cases
         ]
@@ -291,6 +303,11 @@ class Findings:
         return rows
 
 
+def one_digit(number: float) -> str:
+    """A number for a table, or nothing where there is none."""
+    return "" if math.isnan(number) else f"{number:.1f}"
+
+
 def bytes_read(run: dict[str, Any], lanes: int) -> float:
     """Bytes of weights, keys and values that a step of the language model reads."""
     about = run["about"]
@@ -310,9 +327,13 @@ def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str
     ]
     if plan.pytorch:
         others.append("PyTorch's `moshi` with its streaming state, measured once")
+    if plan.moshi_cpp:
+        built = bench.measured[plan.moshi_cpp[0]].runs[0]["about"]
+        versions = f"{built['moshi.cpp']} on ggml {built['ggml']}"
+        others.append(f"moshi.cpp {versions}, which has one stream in a process")
     step_head = "context|lanes|step|p95|p99|Mimi + LM|Mimi / lane|reference / ours|real time"
     bound_head = "lanes|GB read|reading|Mimi|matrices|step|share"
-    other_head = "engine|precision|lanes|step|p99|Mimi + LM|GB|peak|load s"
+    other_head = "engine|precision|lanes|step|ratio|p99|Mimi + LM|GB|peak|load s"
     method = f"""
         Random weights in the shape of STT 1B (2,048 wide, 16 layers, context 750, 32 codebooks) and
         Mimi. Ours: {about["precision"]} weights, keys and values in {about["kv_precision"]},
@@ -327,6 +348,10 @@ def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str
         look back on. A number of lanes is in real time when 99 of 100 steps take at most
         {FRAME_MS:.0f} ms. The most lanes in real time, of those measured: {in_real_time}. Mimi and
         the language model run side by side; the step is divided as the threads' time was."""
+    engines = f"""
+        The others attend to their whole rings, masked, from the first step on, so their times hold
+        for a full context. The ratio is to ours in {about["precision"]} with as many lanes and full
+        contexts. GB (10⁹ bytes) are resident memory at the end and at its highest."""
     bounds = """
         What a step with full contexts takes at these rates: reading the language model's weights,
         keys and values once, and the multiply-adds of Mimi (f32) and of the language model's
@@ -358,8 +383,7 @@ With full contexts, unless said otherwise.
 
 ## Other engines, and ours in f32
 
-The reference attends to its whole ring, masked, from its first step on, so its times hold for a
-full context. GB (10⁹ bytes) are resident memory at the end and at its highest.
+{paragraph(engines)}
 
 {table(other_head.split("|"), found.other_rows())}
 
@@ -398,14 +422,18 @@ def main() -> int:
     parser.add_argument(
         "--pytorch", type=Path, metavar="PYTHON", help="a Python with moshi 0.2.13, to include it"
     )
+    parser.add_argument(
+        "--moshi-cpp", type=Path, metavar="DRIVER", help="built by moshi_cpp/, to include moshi.cpp"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    bench = Bench(cache(), pytorch=arguments.pytorch)
+    bench = Bench(cache(), pytorch=arguments.pytorch, moshi_cpp=arguments.moshi_cpp)
     plan = Plan(arguments)
     plan.run(bench, arguments.repeats)
 
-    # Where that Python is concerns nobody else.
-    said = ["PYTHON" if text == str(arguments.pytorch) else text for text in sys.argv[1:]]
+    # Where these are concerns nobody else.
+    places = {str(arguments.pytorch): "PYTHON", str(arguments.moshi_cpp): "DRIVER"}
+    said = [places.get(text, text) for text in sys.argv[1:]]
     command = " ".join(["benchmarks/cpu_streams.py", *said])
     written = report(plan, bench, arguments, command)
     write_results(arguments.results, "cpu_streams", written, bench.raw(command))

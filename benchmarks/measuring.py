@@ -20,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RUST = HERE.parent / "rust"
 RESULTS = HERE / "results"
+RECORDING = HERE.parent / "assets" / "speech-long.wav"
 SHAPE = "stt-1b"
 FRAME_MS = 80.0
 BYTES_PER_GB = 1e9
@@ -34,7 +35,7 @@ class Case:
     """One thing to measure.
 
     Attributes:
-        engine: "ours", "reference" or "pytorch".
+        engine: "ours", "reference", "pytorch" or "moshi.cpp", which has one lane only.
         lanes: How many lanes there are.
         active: How many of them have audio; the first so many.
         warmup: Steps before the first that counts.
@@ -103,15 +104,19 @@ class Measured:
 class Bench:
     """Runs cases, each a process of its own, and keeps what they measured."""
 
-    def __init__(self, weights: Path, pytorch: Path | None = None) -> None:
+    def __init__(
+        self, weights: Path, pytorch: Path | None = None, moshi_cpp: Path | None = None
+    ) -> None:
         """Measures with the random checkpoint in `weights`, writing it if it is not there.
 
         Args:
             weights: Folder of the checkpoint.
             pytorch: A Python that has PyTorch's `moshi`, for cases of that engine.
+            moshi_cpp: What `moshi_cpp/CMakeLists.txt` builds, for cases of that engine.
         """
         self._weights = weights
         self._pytorch = pytorch
+        self._moshi_cpp = moshi_cpp
         self._programs = build(_BENCH_STEP, _ROOFLINE)
         self.measured: dict[Case, Measured] = {}
         self.rooflines: list[dict[str, Any]] = []
@@ -153,6 +158,9 @@ class Bench:
         if case.engine == "pytorch":
             script = str(HERE / "pytorch_step.py")
             return [str(self._pytorch), script, *options, "--precision", case.precision]
+        if case.engine == "moshi.cpp":
+            files = ["--folder", str(self._weights), "--recording", str(RECORDING)]
+            return [str(self._moshi_cpp), *files, *options, "--precision", case.precision]
         options += ["--context", case.context]
         if case.engine == "ours":
             options += ["--precision", case.precision]
