@@ -58,6 +58,13 @@ THROUGHPUT_LANES = 8
 # Mimi's encoder, its transformer and 32 codebooks, for one frame of one lane.
 CODEC_MULTIPLICATIONS = 162e6 + 50e6 + 17e6
 
+# What bench-step says of the threads, in the order of the profile.
+SPENT = [
+    f"{part}_{work}_thread_ms"
+    for part in ("codec", "lm")
+    for work in ("products", "attention", "rest")
+]
+
 # Of one number in memory; q8 shares a 16-bit scale among 32 of them.
 BYTES_PER_NUMBER = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8": 1 + 2 / 32}
 
@@ -272,6 +279,35 @@ class Findings:
         """The best of a rate that was seen of this machine."""
         return max(float(roofline[rate]["median"]) for roofline in self.rooflines)
 
+    def multiplying(self, measured: Measured, lanes: int) -> tuple[float, float]:
+        """What the multiply-adds of Mimi and of the matrices take at best, in milliseconds."""
+        codec = 2e-6 * lanes * CODEC_MULTIPLICATIONS / self.best("f32_gflop_per_s")
+        weights = float(measured.runs[0]["matrix_numbers"])
+        return codec, 2e-6 * lanes * weights / self.best("int8_gop_per_s")
+
+    def reading(self, size: float) -> float:
+        """What reading so many bytes takes at best, in milliseconds."""
+        return 1e3 * size / BYTES_PER_GB / self.best("read_gb_per_s")
+
+    def profile_rows(self) -> list[list[str]]:
+        """What the threads did in a step with full contexts, and what it takes at best."""
+        rows = []
+        for n in self.plan.lanes:
+            if (m := self.at(n)) is None:
+                continue
+            threads = m.runs[0]["about"]["threads"]
+            spent = [m.median(key) for key in SPENT]
+            waited = threads * m.median() - sum(spent)
+            codec, lm = (threads * ms for ms in self.multiplying(m, n))
+            ring = threads * self.reading(bytes_of_rings(m.runs[0], n))
+            least = {0: codec, 3: lm, 4: ring}
+            cells = [
+                f"{ms:.0f} ({least[i]:.0f})" if i in least else f"{ms:.0f}"
+                for i, ms in enumerate(spent)
+            ]
+            rows.append([str(n), *cells, f"{waited:.0f}"])
+        return rows
+
     def bound_rows(self) -> list[list[str]]:
         """How far a step is from what reading and arithmetic take at the machine's best rates."""
         rows = []
@@ -279,10 +315,8 @@ class Findings:
             if (m := self.at(n)) is None:
                 continue
             size = bytes_read(m.runs[0], n) / BYTES_PER_GB
-            reading = 1e3 * size / self.best("read_gb_per_s")
-            codec = 2e-6 * n * CODEC_MULTIPLICATIONS / self.best("f32_gflop_per_s")
-            weights = m.runs[0]["matrix_numbers"]
-            lm = 2e-6 * n * weights / self.best("int8_gop_per_s")
+            reading = self.reading(size * BYTES_PER_GB)
+            codec, lm = self.multiplying(m, n)
             least = max(reading, codec + lm)
             cells = [size, reading, codec, lm, m.median()]
             share = f"{100 * least / m.median():.0f} %"
@@ -310,10 +344,14 @@ def one_digit(number: float) -> str:
 
 def bytes_read(run: dict[str, Any], lanes: int) -> float:
     """Bytes of weights, keys and values that a step of the language model reads."""
-    about = run["about"]
-    weights = run["matrix_numbers"] * BYTES_PER_NUMBER[about["precision"]]
-    ring = run["ring_numbers_per_lane"] * BYTES_PER_NUMBER[about["kv_precision"]]
-    return float(weights + lanes * ring)
+    weights = run["matrix_numbers"] * BYTES_PER_NUMBER[run["about"]["precision"]]
+    return float(weights) + bytes_of_rings(run, lanes)
+
+
+def bytes_of_rings(run: dict[str, Any], lanes: int) -> float:
+    """Bytes of keys and values among them."""
+    ring = run["ring_numbers_per_lane"] * BYTES_PER_NUMBER[run["about"]["kv_precision"]]
+    return float(lanes * ring)
 
 
 def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str) -> str:
@@ -332,6 +370,7 @@ def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str
         versions = f"{built['moshi.cpp']} on ggml {built['ggml']}"
         others.append(f"moshi.cpp {versions}, which has one stream in a process")
     step_head = "context|lanes|step|p95|p99|Mimi + LM|Mimi / lane|reference / ours|real time"
+    profile_head = "lanes|Mimi: products|attention|rest|LM: products|attention|rest|waiting"
     bound_head = "lanes|GB read|reading|Mimi|matrices|step|share"
     other_head = "engine|precision|lanes|step|ratio|p99|Mimi + LM|GB|peak|load s"
     method = f"""
@@ -357,6 +396,11 @@ def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str
         keys and values once, and the multiply-adds of Mimi (f32) and of the language model's
         matrices (int8). Reading and arithmetic can go on at the same time; the share is that of the
         larger one in the measured step."""
+    profile = f"""
+        What the {about["threads"]} threads did in a step with full contexts, in ms of all threads
+        together, so {about["threads"]} times {FRAME_MS:.0f} are a frame. In brackets what the
+        multiply-adds, or reading keys and values, take at the best rates above with nothing else
+        going on. Products are matrices, convolutions and codebook searches."""
     rates = f"""
         {roofline["threads"]} threads; median (lowest to highest) of {roofline["repeats"]} repeats,
         before and after everything else. Multiply-adds ({roofline["int8_instructions"]} and
@@ -408,6 +452,10 @@ further lane takes {found.per_further_lane() / BYTES_PER_MB:.0f} MB.
 {paragraph(bounds)}
 
 {table(bound_head.split("|"), found.bound_rows())}
+
+{paragraph(profile)}
+
+{table(profile_head.split("|"), found.profile_rows())}
 """
 
 

@@ -46,6 +46,36 @@ pub struct StepTiming {
     pub codec: Duration,
     /// The language model, from audio tokens to logits.
     pub lm: Duration,
+    /// What the threads did; none on an accelerator and in candle.
+    pub threads: Option<ThreadTime>,
+}
+
+/// What all threads together spent on a step. What is missing to their number times the step's
+/// duration, they waited.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ThreadTime {
+    /// On the codec.
+    pub codec: WorkTime,
+    /// On the language model.
+    pub lm: WorkTime,
+}
+
+/// Time by what it was spent on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WorkTime {
+    /// Multiplying with weights: matrices, convolutions, codebook searches.
+    pub products: Duration,
+    /// Attending to keys and values.
+    pub attention: Duration,
+    /// Norms, activation functions, quantizing, copies.
+    pub rest: Duration,
+}
+
+impl WorkTime {
+    /// All of it.
+    pub fn total(&self) -> Duration {
+        self.products + self.attention + self.rest
+    }
 }
 
 /// What computes on the CPU.

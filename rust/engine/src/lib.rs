@@ -21,7 +21,7 @@ mod weights;
 mod whole_file;
 
 pub use asr::{AsrModel, AsrSpec, StepTrace};
-pub use backend::{Processor, StepTiming};
+pub use backend::{Processor, StepTiming, ThreadTime, WorkTime};
 pub use conditioner::Conditioning;
 pub use cpu::MAX_THREADS;
 pub use error::EngineError;

@@ -211,7 +211,7 @@ mod tests {
             let heard = frames.iter().map(|frame| (frame.lane, frame.pcm[0])).collect();
             self.asked.push(Asked::Step(heard));
             let ms = Duration::from_millis;
-            Ok(StepTiming { codec: ms(1), lm: ms(2) })
+            Ok(StepTiming { codec: ms(1), lm: ms(2), threads: None })
         }
     }
 
@@ -278,7 +278,7 @@ mod tests {
         let ms = Duration::from_millis;
         let time = |whole| StepTime {
             whole: ms(whole),
-            parts: StepTiming { codec: ms(whole / 4), lm: ms(whole / 2) },
+            parts: StepTiming { codec: ms(whole / 4), lm: ms(whole / 2), threads: None },
         };
         whole_ms.into_iter().map(time).collect()
     }

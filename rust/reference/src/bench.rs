@@ -56,7 +56,7 @@ impl Reference {
         let codes = codes.as_option().ok_or("a whole frame made no audio tokens")?;
         let encoded = Instant::now();
         self.state.step_tokens(codes, None, &mask, |_, _, _| ())?;
-        Ok(StepTiming { codec: encoded - started, lm: encoded.elapsed() })
+        Ok(StepTiming { codec: encoded - started, lm: encoded.elapsed(), threads: None })
     }
 }
 

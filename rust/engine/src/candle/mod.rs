@@ -68,7 +68,7 @@ impl Backend for CandleBackend {
         self.codec.encode(pcm, lanes, codes)?;
         let encoded = Instant::now();
         self.lm.forward(inputs, lanes, outputs)?;
-        Ok(StepTiming { codec: encoded - started, lm: encoded.elapsed() })
+        Ok(StepTiming { codec: encoded - started, lm: encoded.elapsed(), threads: None })
     }
 }
 

@@ -21,7 +21,7 @@ use self::kernels::{InstructionSet, chosen};
 use self::lm::LanguageModel;
 use self::pool::Pool;
 use crate::EngineError;
-use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor, StepTiming};
+use crate::backend::{Backend, Codes, LmInputs, LmOutputs, Processor, StepTiming, ThreadTime};
 use crate::weights::{Model, Weights};
 
 /// The most threads a step may be divided among.
@@ -79,14 +79,15 @@ impl Backend for CpuBackend {
         let Self { codec, lm, pool, .. } = self;
         let started = Instant::now();
         // Side by side, because the codec is bound by arithmetic and the language model by memory.
-        let [lm, codec] = pool.join(
+        let [of_lm, of_codec] = pool.join(
             |pool| lm.forward(inputs, lanes, outputs, pool),
             |pool| codec.encode(pcm, lanes, codes, pool),
         );
-        let of_codec = codec.as_secs_f64() / (codec + lm).as_secs_f64().max(f64::MIN_POSITIVE);
         let whole = started.elapsed();
-        let codec = whole.mul_f64(of_codec);
-        Ok(StepTiming { codec, lm: whole.saturating_sub(codec) })
+        let spent = (of_codec.total() + of_lm.total()).as_secs_f64().max(f64::MIN_POSITIVE);
+        let codec = whole.mul_f64(of_codec.total().as_secs_f64() / spent);
+        let threads = Some(ThreadTime { codec: of_codec, lm: of_lm });
+        Ok(StepTiming { codec, lm: whole.saturating_sub(codec), threads })
     }
 
     fn processor(&self) -> Option<Processor> {

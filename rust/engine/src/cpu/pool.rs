@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use crate::EngineError;
+use crate::backend::WorkTime;
 
 /// How long a worker looks for work before it sleeps. The pauses within a step are shorter.
 const AWAKE: Duration = Duration::from_micros(150);
@@ -22,6 +23,14 @@ const LOOKS: u32 = 64;
 const MAIN: usize = 0;
 /// Of the two parts of [`Pool::join`].
 const PARTS: [usize; 2] = [1, 2];
+
+/// What a job is counted as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    Product,
+    Attention,
+    Rest,
+}
 
 /// A number of threads, the caller's among them, that share pieces of work.
 pub(crate) struct Pool {
@@ -51,8 +60,8 @@ struct Track {
     job: UnsafeCell<Option<Job>>,
     finished: AtomicUsize,
     panicked: AtomicBool,
-    /// Nanoseconds that threads spent on its pieces.
-    busy: AtomicU64,
+    /// Nanoseconds that threads spent on its pieces, by their [`Work`].
+    busy: [AtomicU64; 3],
 }
 
 #[derive(Default)]
@@ -66,6 +75,7 @@ struct Job {
     /// Called with a piece and the number of the thread. Outlives its pieces, not more.
     task: *const (dyn Fn(usize, usize) + Sync),
     pieces: usize,
+    work: Work,
 }
 
 // SAFETY: `job` is written by the one caller of `run` (which has the track exclusively) while no
@@ -113,17 +123,18 @@ impl Pool {
     }
 
     /// Calls `task` once with every number below `pieces`, on any of the threads, and with the
-    /// number of that thread, below [`Pool::threads`]. Returns when all are done.
+    /// number of that thread, below [`Pool::threads`]. Returns when all are done. Their time is
+    /// counted as `work`.
     ///
     /// # Panics
     /// When a piece does.
-    pub(crate) fn run(&mut self, pieces: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+    pub(crate) fn run(&mut self, work: Work, pieces: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         let shared = &*self.shared;
         let track = &shared.tracks[self.track];
         if pieces <= 1 || self.threads() == 1 {
             let started = Instant::now();
             (0..pieces).for_each(|piece| task(piece, self.thread));
-            return track.add_busy(started);
+            return track.add_busy(work, started);
         }
         track.finished.store(0, Ordering::Relaxed);
         // SAFETY: only the lifetime is changed, and this call outlasts every use. Nobody else is
@@ -133,7 +144,7 @@ impl Pool {
                 *const (dyn Fn(usize, usize) + Sync + '_),
                 *const (dyn Fn(usize, usize) + Sync + 'static),
             >(task);
-            *track.job.get() = Some(Job { task, pieces });
+            *track.job.get() = Some(Job { task, pieces, work });
         }
         track.ticket.store((pieces as u64) << 32, Ordering::Release);
         // A worker notes that it sleeps and then looks once more; one of the two sees the other.
@@ -162,8 +173,8 @@ impl Pool {
     }
 
     /// Calls both functions, at the same time where there are threads enough, each with a pool of
-    /// the same threads; a thread that has nothing to do for one helps the other. Returns the time
-    /// that threads spent on each.
+    /// the same threads; a thread that has nothing to do for one helps the other. Returns what
+    /// threads did in the jobs of each.
     ///
     /// # Panics
     /// When one of them does.
@@ -171,20 +182,10 @@ impl Pool {
         &mut self,
         first: impl FnOnce(&mut Self) + Send,
         second: impl FnOnce(&mut Self) + Send,
-    ) -> [Duration; 2] {
-        if self.threads() == 1 {
-            let started = Instant::now();
-            first(self);
-            let between = Instant::now();
-            second(self);
-            return [between - started, between.elapsed()];
-        }
+    ) -> [WorkTime; 2] {
         let shared = self.shared.clone();
-        for part in PARTS {
-            shared.tracks[part].busy.store(0, Ordering::Relaxed);
-        }
         let (first, second) = (Mutex::new(Some(first)), Mutex::new(Some(second)));
-        self.run(2, &|part, thread| {
+        self.run(Work::Rest, 2, &|part, thread| {
             let pool =
                 &mut Self { shared: shared.clone(), track: PARTS[part], thread, workers: vec![] };
             match part {
@@ -192,7 +193,7 @@ impl Pool {
                 _ => call_once(&second, pool),
             }
         });
-        PARTS.map(|part| Duration::from_nanos(shared.tracks[part].busy.load(Ordering::Relaxed)))
+        PARTS.map(|part| shared.tracks[part].take_busy())
     }
 
     /// Calls `f` with each chunk of `len` items and its number, on any of the threads.
@@ -204,7 +205,7 @@ impl Pool {
     ) {
         let chunks = items.len().div_ceil(len.max(1));
         let items = Disjoint::new(items);
-        self.run(chunks, &|chunk, _| {
+        self.run(Work::Rest, chunks, &|chunk, _| {
             let range = chunk * len..items.len().min((chunk + 1) * len);
             // SAFETY: each chunk is one piece, and chunks do not overlap.
             f(chunk, unsafe { items.range(range) });
@@ -271,8 +272,20 @@ impl Track {
         has_pieces(self.ticket.load(Ordering::Relaxed))
     }
 
-    fn add_busy(&self, since: Instant) {
-        self.busy.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+    fn add_busy(&self, work: Work, since: Instant) {
+        let spent = since.elapsed().as_nanos() as u64;
+        self.busy[work as usize].fetch_add(spent, Ordering::Relaxed);
+    }
+
+    /// What threads did since this was asked last.
+    fn take_busy(&self) -> WorkTime {
+        let take =
+            |work: Work| Duration::from_nanos(self.busy[work as usize].swap(0, Ordering::Relaxed));
+        WorkTime {
+            products: take(Work::Product),
+            attention: take(Work::Attention),
+            rest: take(Work::Rest),
+        }
     }
 
     /// Does one piece of the present job, if one is left.
@@ -287,7 +300,7 @@ impl Track {
         // SAFETY: this thread holds an unfinished piece, so the job stays as it is, and what the
         // caller wrote before it issued the ticket is visible.
         let job = unsafe { *self.job.get() };
-        if let Some(Job { task, pieces }) = job {
+        if let Some(Job { task, pieces, work }) = job {
             debug_assert!(taken(ticket) < pieces);
             let started = Instant::now();
             // SAFETY: `run` waits for every piece, so the task is still there.
@@ -296,7 +309,7 @@ impl Track {
             if catch_unwind(AssertUnwindSafe(|| task(piece, thread))).is_err() {
                 self.panicked.store(true, Ordering::Relaxed);
             }
-            self.add_busy(started);
+            self.add_busy(work, started);
         }
         self.finished.fetch_add(1, Ordering::Release);
         true
@@ -362,7 +375,7 @@ mod tests {
         for round in 0..2000 {
             let pieces = round % 23;
             let counts: Vec<_> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
-            pool.run(pieces, &|piece, thread| {
+            pool.run(Work::Rest, pieces, &|piece, thread| {
                 assert!(thread < 4);
                 counts[piece].fetch_add(1, Ordering::Relaxed);
             });
@@ -385,7 +398,7 @@ mod tests {
                     thread::yield_now();
                 }
             };
-            pool.run(2, &|piece, _| {
+            pool.run(Work::Rest, 2, &|piece, _| {
                 if piece == 0 { wait(&first, &second) } else { wait(&second, &first) }
             });
         }
@@ -411,7 +424,8 @@ mod tests {
                         });
                     },
                 );
-                assert!(first > Duration::ZERO && second > Duration::ZERO);
+                assert!(first.rest > Duration::ZERO && second.rest > Duration::ZERO);
+                assert_eq!(first.products + second.attention, Duration::ZERO);
                 assert!((0..70).all(|i| products[i] == i / 3 * round));
             }
             assert!(sums.iter().all(|&sum| sum == (1..=200).sum::<usize>() + 200));
@@ -431,9 +445,9 @@ mod tests {
                 thread::yield_now();
             }
         };
-        pool.join(|_| {}, |pool| pool.run(2, &meet));
+        pool.join(|_| {}, |pool| pool.run(Work::Rest, 2, &meet));
         assert_eq!(waiting.swap(0, Ordering::SeqCst), 2);
-        pool.join(|pool| pool.run(2, &meet), |_| {});
+        pool.join(|pool| pool.run(Work::Rest, 2, &meet), |_| {});
     }
 
     #[test]
@@ -444,7 +458,7 @@ mod tests {
                 let mut parts = [false; 2];
                 let [first, second] = &mut parts;
                 let check = |part: usize, done: &mut bool, pool: &mut Pool| {
-                    pool.run(5, &|piece, _| assert!(part != wrong || piece != 3));
+                    pool.run(Work::Rest, 5, &|piece, _| assert!(part != wrong || piece != 3));
                     *done = true;
                 };
                 let panicked = catch_unwind(AssertUnwindSafe(|| {
@@ -454,7 +468,7 @@ mod tests {
                 assert!(!parts[wrong]);
             }
             let count = AtomicUsize::new(0);
-            pool.run(8, &|_, _| {
+            pool.run(Work::Rest, 8, &|_, _| {
                 count.fetch_add(1, Ordering::Relaxed);
             });
             assert_eq!(count.into_inner(), 8);
@@ -465,7 +479,7 @@ mod tests {
     fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
         let mut pool = Pool::new(3).unwrap();
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(9, &|piece, _| assert_ne!(piece, 5));
+            pool.run(Work::Rest, 9, &|piece, _| assert_ne!(piece, 5));
         }));
         assert!(panicked.is_err());
         let mut squares = vec![0; 10];

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use moshi_ctl_core::{ModelError, Precision};
 use moshi_ctl_engine::measure::{Context, Memory, Plan, StepTime, Subject, measure};
-use moshi_ctl_engine::{AsrModel, AsrSpec};
+use moshi_ctl_engine::{AsrModel, AsrSpec, ThreadTime};
 use moshi_ctl_reference::audio::{asset, read_frames};
 use moshi_ctl_reference::bench::Reference;
 use moshi_ctl_reference::checkpoints::Checkpoints;
@@ -57,6 +57,11 @@ fn main() -> Result<()> {
     let ms = |part: fn(&StepTime) -> Duration| -> Vec<f64> {
         times.iter().map(|time| 1e3 * part(time).as_secs_f64()).collect()
     };
+    // Milliseconds of all threads together; nothing for the reference.
+    let threads = |work: fn(&ThreadTime) -> Duration| -> Vec<f64> {
+        let of_step = times.iter().filter_map(|time| time.parts.threads.as_ref());
+        of_step.map(|threads| 1e3 * work(threads).as_secs_f64()).collect()
+    };
     let line = json!({
         "engine": mode,
         "about": about,
@@ -66,6 +71,12 @@ fn main() -> Result<()> {
         "step_ms": ms(|time| time.whole),
         "codec_ms": ms(|time| time.parts.codec),
         "lm_ms": ms(|time| time.parts.lm),
+        "codec_products_thread_ms": threads(|spent| spent.codec.products),
+        "codec_attention_thread_ms": threads(|spent| spent.codec.attention),
+        "codec_rest_thread_ms": threads(|spent| spent.codec.rest),
+        "lm_products_thread_ms": threads(|spent| spent.lm.products),
+        "lm_attention_thread_ms": threads(|spent| spent.lm.attention),
+        "lm_rest_thread_ms": threads(|spent| spent.lm.rest),
         "loaded": loaded,
         "end": Memory::now(),
         "matrix_numbers": shapes::matrix_numbers(&files.shape),

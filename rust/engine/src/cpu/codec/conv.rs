@@ -6,7 +6,7 @@ use super::buffer::Buffer;
 use crate::EngineError;
 use crate::conv_shape::{Activation, ConvShape, Padding};
 use crate::cpu::kernels::{PackedMatrix, Rows, elu_into};
-use crate::cpu::pool::{Disjoint, Pool};
+use crate::cpu::pool::{Disjoint, Pool, Work};
 use crate::weights::Weights;
 
 /// Numbers a thread activates at a time.
@@ -120,7 +120,7 @@ impl Conv {
         let chunk = ACTIVATION_CHUNK.next_multiple_of(inputs);
         let chunks = present_len.div_ceil(chunk);
         let this = &*self;
-        pool.run(lanes.len() * chunks, &|piece, _| {
+        pool.run(Work::Rest, lanes.len() * chunks, &|piece, _| {
             let (lane_index, start) = (piece / chunks, piece % chunks * chunk);
             let end = present_len.min(start + chunk);
             let x = &x[lane_index * present_len..][start..end];

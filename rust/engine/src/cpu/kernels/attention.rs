@@ -6,7 +6,7 @@ use super::q8::Integers;
 use super::ring::{Numbers, Ring};
 use super::rows::softmax;
 use super::simd::{Kernel, Vector, WIDTH, dispatch};
-use crate::cpu::pool::{Disjoint, Pool};
+use crate::cpu::pool::{Disjoint, Pool, Work};
 use crate::positions::Positions;
 
 /// Sizes of one lane's attention.
@@ -51,7 +51,7 @@ impl Attention<'_> {
         scratch.resize_with(pool.threads(), Scratch::default);
         scratch.iter_mut().for_each(|scratch| scratch.reserve(self.shape));
         let (mixed, scratch) = (Disjoint::new(mixed), Disjoint::new(scratch));
-        pool.run(self.lanes.len() * heads, &|piece, thread| {
+        pool.run(Work::Attention, self.lanes.len() * heads, &|piece, thread| {
             let (lane_index, head) = (piece / heads, piece % heads);
             // SAFETY: a thread does one piece at a time.
             let scratch = unsafe { scratch.item(thread) };

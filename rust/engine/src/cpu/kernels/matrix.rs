@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::simd::{Kernel, Vector, WIDTH, dispatch};
 use crate::checkpoint::RawTensor;
-use crate::cpu::pool::{Disjoint, Pool};
+use crate::cpu::pool::{Disjoint, Pool, Work};
 
 /// Rows that share one reading of the weights.
 const MAX_TILE_ROWS: usize = 8;
@@ -126,12 +126,12 @@ impl PackedMatrix {
         let pieces = pool.threads() * PIECES_PER_THREAD;
         if panels >= pieces {
             let size = panels.div_ceil(pieces);
-            pool.run(panels.div_ceil(size), &|piece, _| {
+            pool.run(Work::Product, panels.div_ceil(size), &|piece, _| {
                 job.compute(0..rows.count, piece * size..panels.min((piece + 1) * size));
             });
         } else {
             let size = rows.count.div_ceil(pieces).next_multiple_of(MAX_TILE_ROWS);
-            pool.run(rows.count.div_ceil(size), &|piece, _| {
+            pool.run(Work::Product, rows.count.div_ceil(size), &|piece, _| {
                 job.compute(piece * size..rows.count.min((piece + 1) * size), 0..panels);
             });
         }

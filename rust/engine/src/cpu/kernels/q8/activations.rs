@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::super::simd::{Kernel, Vector, dispatch};
 use super::{GROUP, OFFSET, QUAD};
-use crate::cpu::pool::{Disjoint, Pool};
+use crate::cpu::pool::{Disjoint, Pool, Work};
 use crate::quantization::{BLOCK, rounded};
 
 /// The largest integer a number becomes.
@@ -49,7 +49,7 @@ impl Activations {
         };
         // One row is done before another thread has heard of it.
         let size = if self.rows == 1 { blocks } else { PIECE_BLOCKS };
-        pool.run(blocks.div_ceil(size), &|piece, _| {
+        pool.run(Work::Rest, blocks.div_ceil(size), &|piece, _| {
             let blocks = piece * size..blocks.min((piece + 1) * size);
             dispatch(QuantizeBlocks { blocks, ..job.clone() });
         });

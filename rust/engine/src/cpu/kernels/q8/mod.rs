@@ -23,7 +23,7 @@ use super::instructions::{InstructionSet, in_use};
 use super::simd::WIDTH;
 use crate::EngineError;
 use crate::checkpoint::RawTensor;
-use crate::cpu::pool::{Disjoint, Pool};
+use crate::cpu::pool::{Disjoint, Pool, Work};
 use crate::quantization::{BLOCK, Q8Block, quantize};
 
 /// Inputs that one instruction multiplies and adds.
@@ -161,7 +161,7 @@ impl Q8Matrix {
         let panels = self.outputs.div_ceil(WIDTH);
         let size = panels.div_ceil(pool.threads() * PIECES_PER_THREAD);
         let y = Disjoint::new(y);
-        pool.run(panels.div_ceil(size), &|piece, _| {
+        pool.run(Work::Product, panels.div_ceil(size), &|piece, _| {
             let panels = piece * size..panels.min((piece + 1) * size);
             run(set, Piece { matrix: self, x, y: &y, panels });
         });
