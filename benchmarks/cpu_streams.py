@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from measuring import (
     Measured,
     Verdict,
     cache,
+    command_line,
     gigabytes,
     limits_table,
     machine_line,
@@ -55,15 +57,12 @@ LEAST_TIMES_REFERENCE = 7.0
 LEAST_THROUGHPUT_OF_REFERENCE = 10.0
 THROUGHPUT_LANES = 8
 
-# Mimi's encoder, its transformer and 32 codebooks, for one frame of one lane.
-CODEC_MULTIPLICATIONS = 162e6 + 50e6 + 17e6
+# For one frame of one lane: Mimi's encoder and its transformer in f32, 32 codebooks in int8.
+CODEC_MULTIPLICATIONS = 162e6 + 50e6
+CODEBOOK_MULTIPLICATIONS = 17e6
 
-# What bench-step says of the threads, in the order of the profile.
-SPENT = [
-    f"{part}_{work}_thread_ms"
-    for part in ("codec", "lm")
-    for work in ("products", "attention", "rest")
-]
+# What threads do, in the order of the profile.
+SPENT = [(part, work) for part in ("codec", "lm") for work in ("products", "attention", "rest")]
 
 # Of one number in memory; q8 shares a 16-bit scale among 32 of them.
 BYTES_PER_NUMBER = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8": 1 + 2 / 32}
@@ -129,6 +128,11 @@ class Findings:
         """Ours with so many lanes, all active, where that was measured."""
         case = self.plan.ours.get((lanes, context))
         return self.of[case] if case else None
+
+    def full(self) -> Iterator[tuple[int, Measured]]:
+        """Ours with full contexts, by the number of lanes."""
+        for n in self.plan.lanes:
+            yield n, self.of[self.plan.ours[n, "full"]]
 
     def most_in_real_time(self, context: str) -> int:
         """The most lanes whose 99th percentile stays within a frame."""
@@ -268,9 +272,7 @@ class Findings:
     def memory_rows(self) -> list[list[str]]:
         """Memory and loading time of ours with full contexts."""
         rows = []
-        for n in self.plan.lanes:
-            if (m := self.at(n)) is None:
-                continue
+        for n, m in self.full():
             sizes = [m.highest("loaded", "peak_resident_bytes"), m.highest("end", "resident_bytes")]
             rows.append([str(n), *map(gigabytes, sizes), f"{m.load_s():.1f}"])
         return rows
@@ -281,9 +283,10 @@ class Findings:
 
     def multiplying(self, measured: Measured, lanes: int) -> tuple[float, float]:
         """What the multiply-adds of Mimi and of the matrices take at best, in milliseconds."""
-        codec = 2e-6 * lanes * CODEC_MULTIPLICATIONS / self.best("f32_gflop_per_s")
-        weights = float(measured.runs[0]["matrix_numbers"])
-        return codec, 2e-6 * lanes * weights / self.best("int8_gop_per_s")
+        in_f32 = 2e-6 * lanes / self.best("f32_gflop_per_s")
+        in_int8 = 2e-6 * lanes / self.best("int8_gop_per_s")
+        codec = CODEC_MULTIPLICATIONS * in_f32 + CODEBOOK_MULTIPLICATIONS * in_int8
+        return codec, float(measured.runs[0]["matrix_numbers"]) * in_int8
 
     def reading(self, size: float) -> float:
         """What reading so many bytes takes at best, in milliseconds."""
@@ -292,35 +295,33 @@ class Findings:
     def profile_rows(self) -> list[list[str]]:
         """What the threads did in a step with full contexts, and what it takes at best."""
         rows = []
-        for n in self.plan.lanes:
-            if (m := self.at(n)) is None:
-                continue
+        for n, m in self.full():
             threads = m.runs[0]["about"]["threads"]
-            spent = [m.median(key) for key in SPENT]
-            waited = threads * m.median() - sum(spent)
-            codec, lm = (threads * ms for ms in self.multiplying(m, n))
-            ring = threads * self.reading(bytes_of_rings(m.runs[0], n))
-            least = {0: codec, 3: lm, 4: ring}
-            cells = [
-                f"{ms:.0f} ({least[i]:.0f})" if i in least else f"{ms:.0f}"
-                for i, ms in enumerate(spent)
-            ]
+            codec, lm = self.multiplying(m, n)
+            rings = self.reading(bytes_of_rings(m.runs[0], n))
+            least = dict.fromkeys(SPENT, "")
+            for (part, work), ms in (
+                (("codec", "products"), codec),
+                (("lm", "products"), lm),
+                (("lm", "attention"), rings),
+            ):
+                least[part, work] = f" ({threads * ms:.0f})"
+            spent = {key: m.median("{}_{}_thread_ms".format(*key)) for key in SPENT}
+            waited = threads * m.median() - sum(spent.values())
+            cells = [f"{ms:.0f}{least[key]}" for key, ms in spent.items()]
             rows.append([str(n), *cells, f"{waited:.0f}"])
         return rows
 
     def bound_rows(self) -> list[list[str]]:
         """How far a step is from what reading and arithmetic take at the machine's best rates."""
         rows = []
-        for n in self.plan.lanes:
-            if (m := self.at(n)) is None:
-                continue
-            size = bytes_read(m.runs[0], n) / BYTES_PER_GB
-            reading = self.reading(size * BYTES_PER_GB)
+        for n, m in self.full():
+            size = bytes_read(m.runs[0], n)
+            reading = self.reading(size)
             codec, lm = self.multiplying(m, n)
-            least = max(reading, codec + lm)
-            cells = [size, reading, codec, lm, m.median()]
-            share = f"{100 * least / m.median():.0f} %"
-            rows.append([str(n), f"{size:.2f}", *(f"{cell:.1f}" for cell in cells[1:]), share])
+            share = f"{100 * max(reading, codec + lm) / m.median():.0f} %"
+            times = [f"{ms:.1f}" for ms in (reading, codec, lm, m.median())]
+            rows.append([str(n), gigabytes(size), *times, share])
         return rows
 
     def roofline_rows(self) -> list[list[str]]:
@@ -393,9 +394,9 @@ def report(plan: Plan, bench: Bench, arguments: argparse.Namespace, command: str
         contexts. GB (10⁹ bytes) are resident memory at the end and at its highest."""
     bounds = """
         What a step with full contexts takes at these rates: reading the language model's weights,
-        keys and values once, and the multiply-adds of Mimi (f32) and of the language model's
-        matrices (int8). Reading and arithmetic can go on at the same time; the share is that of the
-        larger one in the measured step."""
+        keys and values once, and the multiply-adds of Mimi (f32, codebooks int8) and of the
+        language model's matrices (int8). Reading and arithmetic can go on at the same time; the
+        share is that of the larger one in the measured step."""
     profile = f"""
         What the {about["threads"]} threads did in a step with full contexts, in ms of all threads
         together, so {about["threads"]} times {FRAME_MS:.0f} are a frame. In brackets what the
@@ -479,10 +480,7 @@ def main() -> int:
     plan = Plan(arguments)
     plan.run(bench, arguments.repeats)
 
-    # Where these are concerns nobody else.
-    places = {str(arguments.pytorch): "PYTHON", str(arguments.moshi_cpp): "DRIVER"}
-    said = [places.get(text, text) for text in sys.argv[1:]]
-    command = " ".join(["benchmarks/cpu_streams.py", *said])
+    command = command_line(pytorch="PYTHON", moshi_cpp="DRIVER")
     written = report(plan, bench, arguments, command)
     write_results(arguments.results, "cpu_streams", written, bench.raw(command))
     print(f"\n{written}")

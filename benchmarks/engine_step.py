@@ -20,6 +20,7 @@ from measuring import (
     Case,
     Verdict,
     cache,
+    command_line,
     gigabytes,
     limits_table,
     machine_line,
@@ -167,7 +168,7 @@ def main() -> int:
     plan = Plan(arguments.lanes, arguments.warmup, arguments.steps)
     plan.run(bench, arguments.repeats)
 
-    command = " ".join(["benchmarks/engine_step.py", *sys.argv[1:]])
+    command = command_line()
     report = plan.report(bench, command)
     write_results(arguments.results, "engine_step", report, bench.raw(command))
     print(f"\n{report}")

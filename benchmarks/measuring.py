@@ -10,6 +10,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable
@@ -203,6 +204,22 @@ def foreign_cpu_s() -> float:
     idle, guests = sum(ticks[3:5]), sum(ticks[8:10])
     busy = (sum(ticks) - idle - guests) / os.sysconf("SC_CLK_TCK")
     return busy - sum(os.times()[:4])
+
+
+def command_line(**places: str) -> str:
+    """The command that runs, without what concerns this machine only: where results go, and paths.
+
+    Args:
+        places: What stands for the value of an option, by the option's name.
+    """
+    said, option = [f"benchmarks/{Path(sys.argv[0]).name}"], ""
+    for argument in sys.argv[1:]:
+        for word in argument.split("=", 1):
+            if is_option := word.startswith("--"):
+                option = word[2:].replace("-", "_")
+            if option != "results":
+                said.append(word if is_option else places.get(option, word))
+    return " ".join(said)
 
 
 def machine() -> dict[str, str]:

@@ -34,6 +34,7 @@ from measuring import (
     RESULTS,
     Verdict,
     cache,
+    command_line,
     gigabytes,
     limits_table,
     machine,
@@ -335,7 +336,7 @@ def main() -> int:
 
     streams.sort(key=lambda stream: stream.number)
     raw = {
-        "command": " ".join(["benchmarks/paced_clients.py", *sys.argv[1:]]),
+        "command": command_line(),
         "machine": machine(),
         "config": arguments.config,
         "precision": arguments.precision,

@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
-from measuring import HERE
+from measuring import RECORDING
 
 from moshi_ctl import audio, protocol
 from moshi_ctl.client import AsrClient
 from moshi_ctl.protocol import FRAME_RATE_HZ, FRAME_SAMPLES, Step
 
 FRAME_S: Final = 1 / FRAME_RATE_HZ
-RECORDING = HERE.parent / "assets" / "speech-long.wav"
 
 # Clients connect within this before the first frame.
 CONNECT_S = 2.0

@@ -20,9 +20,9 @@ import wave
 from pathlib import Path
 
 import torch
+from measuring import RECORDING
 from moshi.models import LMGen, LMModel, loaders
 
-RECORDING = Path(__file__).resolve().parent.parent / "assets" / "speech-long.wav"
 FRAME_SAMPLES = 1920
 CODEBOOKS = 32
 # As ours: neighbours hear different things.
