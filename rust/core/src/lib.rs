@@ -2,11 +2,13 @@
 //! the units of the domain, the shapes a configuration describes, and the one trait
 //! through which the server drives a model.
 
+mod device;
 mod model;
 mod precision;
 mod shape;
 pub mod units;
 
+pub use device::{DeviceName, UnknownDevice};
 pub use model::{LaneFault, LaneFrame, LaneStep, ModelError, Prediction, StreamingModel};
 pub use precision::Precision;
 pub use shape::{

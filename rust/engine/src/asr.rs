@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use moshi_ctl_core::units::FRAME_SAMPLES;
 use moshi_ctl_core::{
-    LaneFault, LaneFrame, LaneStep, LmShape, ModelError, Precision, Prediction, StreamingModel,
+    DeviceName, LaneFault, LaneFrame, LaneStep, LmShape, ModelError, Precision, Prediction,
+    StreamingModel,
 };
 
 use crate::EngineError;
@@ -13,7 +14,8 @@ use crate::candle::CandleBackend;
 use crate::checkpoint::Checkpoint;
 use crate::conditioner::Conditioning;
 use crate::cpu::CpuBackend;
-use crate::device::{choose_device, device_name, place};
+use crate::device;
+use crate::precision::{self, PrecisionChoice};
 use crate::sampling::Sampler;
 use crate::weights::{Kernels, Model, Placement, Weights};
 
@@ -36,8 +38,8 @@ pub struct AsrSpec {
     pub precision: Option<Precision>,
     /// Precision of the language model's key/value rings; what goes with `precision` when absent.
     pub kv_precision: Option<Precision>,
-    /// Stay on the CPU even where an accelerator is present.
-    pub cpu: bool,
+    /// Where it runs; on an accelerator of this build when absent, else on the CPU.
+    pub device: Option<DeviceName>,
     /// Who computes on the CPU.
     pub kernels: Kernels,
     /// Threads of a step on the CPU; one per physical core when absent.
@@ -111,9 +113,12 @@ impl AsrModel {
     pub fn load(spec: &AsrSpec) -> Result<Self, EngineError> {
         let shape = &spec.shape;
         shape.check().map_err(|e| EngineError::new(format!("model section: {e}")))?;
-        let device = choose_device(spec.cpu)?;
-        let lm_placement = place(&device, spec.kernels, spec.precision, spec.kv_precision)?;
-        let Placement { precision, kv_precision, kernels, .. } = lm_placement;
+        let (device_name, device) = device::open(spec.device)?;
+        let kernels = if device.is_cpu() { spec.kernels } else { Kernels::Candle };
+        let kind = device::kind(&device)?;
+        let choice = precision::choose(kind, kernels, spec.precision, spec.kv_precision)?;
+        let PrecisionChoice { precision, kv_precision, .. } = choice;
+        let lm_placement = Placement { device, precision, kv_precision };
         // Audio tokens decide everything after them, so the codec stays in full precision, as
         // published.
         let codec_placement = Placement {
@@ -132,7 +137,7 @@ impl AsrModel {
         };
         let processor = backend.processor();
         tracing::info!(
-            device = %device_name(&device),
+            device = %device_name,
             %precision,
             %kv_precision,
             lanes = spec.lanes,
@@ -171,6 +176,16 @@ impl AsrModel {
     /// How long the parts of the last step took.
     pub fn last_timing(&self) -> StepTiming {
         self.timing
+    }
+
+    /// Gives up the lanes from `count` on and their memory.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn keep_lanes(&mut self, count: usize) {
+        assert!(count <= self.lanes.len(), "{count} lanes of {}", self.lanes.len());
+        self.lanes.truncate(count);
+        self.backend.keep_lanes(count);
     }
 
     /// Puts `lane` as if it had listened for a whole context, for measurements: what it then

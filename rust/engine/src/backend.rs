@@ -11,6 +11,9 @@ pub(crate) trait Backend: Send {
     /// Forgets what `lane` has heard.
     fn reset(&mut self, lane: usize);
 
+    /// Gives up the lanes from `count` on and their memory.
+    fn keep_lanes(&mut self, count: usize);
+
     /// Puts `lane` as if it had heard a whole context, for measurements.
     ///
     /// # Errors

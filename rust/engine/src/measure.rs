@@ -2,6 +2,7 @@
 //! beside the reference use as well.
 
 mod memory;
+mod real_time;
 mod speech;
 
 use std::num::NonZeroUsize;
@@ -13,6 +14,7 @@ use serde::Serialize;
 
 use crate::{AsrModel, StepTiming};
 pub use memory::Memory;
+pub use real_time::{RealTimeLanes, lanes_in_real_time};
 pub use speech::synthetic_speech;
 
 /// What a frame lasts in real time, in milliseconds.

@@ -39,6 +39,10 @@ impl Positions {
         self.seen[lane] = 0;
     }
 
+    pub(crate) fn keep_lanes(&mut self, count: usize) {
+        self.seen.truncate(count);
+    }
+
     /// Puts `lane` where it has seen a whole context.
     pub(crate) fn fill(&mut self, lane: usize) {
         self.seen[lane] = self.context;

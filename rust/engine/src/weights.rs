@@ -22,7 +22,6 @@ pub enum Kernels {
 #[derive(Debug, Clone)]
 pub(crate) struct Placement {
     pub(crate) device: Device,
-    pub(crate) kernels: Kernels,
     /// Of matrices; everything else is f32.
     pub(crate) precision: Precision,
     /// Of key/value rings.

@@ -4,13 +4,14 @@
 
 use std::process::Command;
 
-use moshi_ctl_core::{LaneFrame, LmShape, Precision, StreamingModel};
+use moshi_ctl_core::{CodecShape, LaneFrame, LmShape, Precision, StreamingModel};
+use moshi_ctl_engine::{DeviceKind, MemorySubject};
 
 mod common;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// What a child process is to load: lanes and a precision.
+/// What a child process is to load: a shape, lanes, those of them that are used, a precision.
 const ORDER: &str = "MOSHI_CTL_TEST_MEMORY";
 /// The folder with the files.
 const FOLDER: &str = "MOSHI_CTL_TEST_FOLDER";
@@ -35,6 +36,22 @@ fn large_weights() -> LmShape {
     shape
 }
 
+/// The proportions of STT 1B at a fifth of its width.
+fn published() -> LmShape {
+    let mut shape = common::shape();
+    shape.transformer.d_model = 384;
+    shape.transformer.num_layers = 16;
+    shape.transformer.num_heads = 6;
+    shape.transformer.dim_feedforward = 1536;
+    shape.transformer.context = 750;
+    shape.audio_codebooks = 16;
+    shape.audio_vocab_size = 2049;
+    shape.text_in_vocab_size = 8001;
+    shape.text_out_vocab_size = 8000;
+    shape.codec = CodecShape { n_filters: 32, dimension: 256, ..CodecShape::default() };
+    shape
+}
+
 /// Of a process.
 #[derive(Debug, Clone, Copy)]
 struct Memory {
@@ -44,6 +61,8 @@ struct Memory {
     resident: f64,
     /// The most that ever was resident.
     peak: f64,
+    /// [`Memory::anonymous`] before anything was loaded.
+    before: f64,
 }
 
 impl Memory {
@@ -54,15 +73,26 @@ impl Memory {
             let kib: f64 = line.unwrap().trim().strip_suffix(" kB").unwrap().parse().unwrap();
             1024.0 * kib
         };
-        Self { anonymous: bytes("RssAnon"), resident: bytes("VmRSS"), peak: bytes("VmHWM") }
+        Self {
+            anonymous: bytes("RssAnon"),
+            resident: bytes("VmRSS"),
+            peak: bytes("VmHWM"),
+            before: 0.0,
+        }
     }
 }
 
-/// The memory of a process that has loaded a model and stepped its first lane.
-fn measure(shape: &str, lanes: usize, precision: Precision, folder: &std::path::Path) -> Memory {
+/// The memory of a process that has loaded a model, filled the contexts of its first `used` lanes
+/// and stepped them.
+fn measure(
+    shape: &str,
+    (lanes, used): (usize, usize),
+    precision: Precision,
+    folder: &std::path::Path,
+) -> Memory {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "child", "--nocapture"])
-        .env(ORDER, format!("{shape} {lanes} {precision}"))
+        .env(ORDER, format!("{shape} {lanes} {used} {precision}"))
         .env(FOLDER, folder)
         .output()
         .unwrap();
@@ -71,11 +101,16 @@ fn measure(shape: &str, lanes: usize, precision: Precision, folder: &std::path::
     let line = text.lines().find_map(|line| line.split_once("memory: ")).unwrap().1;
     let mut numbers = line.split(' ').map(|number| number.parse().unwrap());
     let mut next = || numbers.next().unwrap();
-    Memory { anonymous: next(), resident: next(), peak: next() }
+    Memory { anonymous: next(), resident: next(), peak: next(), before: next() }
 }
 
 fn named(shape: &str) -> LmShape {
-    if shape == "rings" { large_rings() } else { large_weights() }
+    match shape {
+        "rings" => large_rings(),
+        "weights" => large_weights(),
+        "published" => published(),
+        other => panic!("{other}"),
+    }
 }
 
 #[test]
@@ -83,20 +118,25 @@ fn named(shape: &str) -> LmShape {
 fn child() {
     let Ok(order) = std::env::var(ORDER) else { return };
     let folder = std::env::var(FOLDER).unwrap();
-    let [shape, lanes, precision] = *order.split(' ').collect::<Vec<_>>() else {
+    let [shape, lanes, used, precision] = *order.split(' ').collect::<Vec<_>>() else {
         panic!("{order}")
     };
     let precision = Precision::ALL.into_iter().find(|p| p.name() == precision).unwrap();
     let shape = named(shape);
-    let lanes = lanes.parse().unwrap();
+    let (lanes, used) = (lanes.parse().unwrap(), used.parse().unwrap());
+    let before = Memory::now().anonymous;
     let mut model =
         common::load(std::path::Path::new(&folder), &shape, lanes, (precision, precision));
     let pcm = common::noise(0);
-    for _ in 0..3 {
-        model.step(&[LaneFrame { lane: 0, pcm: &pcm }]).unwrap();
+    for lane in 0..used {
+        model.fill_context(lane).unwrap();
     }
-    let Memory { anonymous, resident, peak } = Memory::now();
-    println!("memory: {anonymous} {resident} {peak}");
+    let frames: Vec<_> = (0..used).map(|lane| LaneFrame { lane, pcm: &pcm }).collect();
+    for _ in 0..3 {
+        model.step(&frames).unwrap();
+    }
+    let Memory { anonymous, resident, peak, .. } = Memory::now();
+    println!("memory: {anonymous} {resident} {peak} {before}");
 }
 
 #[test]
@@ -108,8 +148,8 @@ fn idle_lanes_take_no_memory() {
     let folder = tempfile::tempdir().unwrap();
     common::write(folder.path(), &large_rings());
     for precision in Precision::ALL {
-        let one = measure("rings", 1, precision, folder.path()).anonymous;
-        let many = measure("rings", LANES, precision, folder.path()).anonymous;
+        let one = measure("rings", (1, 1), precision, folder.path()).anonymous;
+        let many = measure("rings", (LANES, 1), precision, folder.path()).anonymous;
         let of_each = (many - one) / (LANES - 1) as f64;
         println!("{precision}: {} MiB with one lane, {} with {LANES}", one / MIB, many / MIB);
         assert!(
@@ -127,7 +167,7 @@ fn loading_takes_little_more_than_what_stays() {
     let folder = tempfile::tempdir().unwrap();
     common::write(folder.path(), &large_weights());
     for precision in [Precision::Q8, Precision::Bf16, Precision::F32] {
-        let Memory { resident, peak, .. } = measure("weights", 2, precision, folder.path());
+        let Memory { resident, peak, .. } = measure("weights", (2, 1), precision, folder.path());
         println!("{precision}: {} MiB stay, {} at most", resident / MIB, peak / MIB);
         assert!(
             peak <= 1.1 * resident,
@@ -135,5 +175,34 @@ fn loading_takes_little_more_than_what_stays() {
             resident / MIB,
             peak / MIB
         );
+    }
+}
+
+#[test]
+#[cfg_attr(not(target_os = "linux"), ignore = "reads /proc/self/status, which Linux alone has")]
+fn the_estimate_is_within_five_percent_of_what_a_process_takes() {
+    const MOST_OFF: f64 = 0.05;
+    for (name, lanes) in [("rings", 3), ("weights", 2), ("published", 6)] {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = named(name);
+        common::write(folder.path(), &shape);
+        let lm = folder.path().join("lm.safetensors");
+        let with_file = MemorySubject::new(&shape, Some(&lm)).unwrap();
+        let without = MemorySubject::new(&shape, None).unwrap();
+        for precision in Precision::ALL {
+            let needs = with_file.needs(DeviceKind::Cpu, precision, precision).unwrap();
+            // The file is as published ones are, so nothing is known less without it.
+            assert_eq!(without.needs(DeviceKind::Cpu, precision, precision).unwrap(), needs);
+            let taken = measure(name, (lanes, lanes), precision, folder.path());
+            let (taken, estimate) =
+                (taken.anonymous - taken.before, needs.total_bytes(lanes) as f64);
+            println!("{name} {precision}: {:.1} MiB, estimate {:.1}", taken / MIB, estimate / MIB);
+            assert!(
+                (estimate / taken - 1.0).abs() <= MOST_OFF,
+                "{name} {precision}: {:.1} MiB taken, {:.1} estimated: {needs:?}",
+                taken / MIB,
+                estimate / MIB
+            );
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use moshi_ctl_core::units::{TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING};
-use moshi_ctl_core::{LmShape, Precision};
+use moshi_ctl_core::{DeviceName, LmShape, Precision};
 use moshi_ctl_engine::random_checkpoint::{
     RandomOptions, write_audio_tokenizer, write_language_model,
 };
@@ -123,7 +123,7 @@ impl Checkpoints {
             conditioning: self.conditioning,
             precision: Some(Precision::F32),
             kv_precision: None,
-            cpu: true,
+            device: Some(DeviceName::Cpu),
             kernels: Kernels::Own,
             threads: None,
         }

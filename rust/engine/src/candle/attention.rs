@@ -36,6 +36,10 @@ impl SelfAttention {
         Ok(Self { in_proj, out_proj, heads, head_dim, rings: rings.collect::<Result<_, _>>()? })
     }
 
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.rings.truncate(count);
+    }
+
     /// `x`: lanes × count × d_model, f32. Returns the same shape.
     pub(super) fn forward(
         &mut self,

@@ -59,6 +59,10 @@ impl LanguageModel {
         self.transformer.reset(lane);
     }
 
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.transformer.keep_lanes(count);
+    }
+
     pub(super) fn fill_context(&mut self, lane: usize) {
         self.transformer.fill_context(lane);
     }

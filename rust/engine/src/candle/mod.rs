@@ -3,6 +3,7 @@
 
 mod attention;
 mod codec;
+mod layout;
 mod linear;
 mod lm;
 mod norm;
@@ -15,6 +16,7 @@ use moshi_ctl_core::Precision;
 use moshi_ctl_core::units::FRAME_SAMPLES;
 
 use self::codec::Codec;
+pub(crate) use self::layout::CandleLayout;
 use self::lm::LanguageModel;
 use crate::EngineError;
 use crate::backend::{Backend, Codes, LmInputs, LmOutputs, StepTiming};
@@ -48,6 +50,11 @@ impl Backend for CandleBackend {
         self.lm.reset(lane);
     }
 
+    fn keep_lanes(&mut self, count: usize) {
+        self.codec.keep_lanes(count);
+        self.lm.keep_lanes(count);
+    }
+
     fn fill_context(&mut self, lane: usize) -> Result<(), EngineError> {
         self.codec.fill_context(lane);
         self.lm.fill_context(lane);
@@ -78,7 +85,6 @@ fn dtype(precision: Precision) -> Result<DType, EngineError> {
         Precision::F32 => Ok(DType::F32),
         Precision::F16 => Ok(DType::F16),
         Precision::Bf16 => Ok(DType::BF16),
-        Precision::Q8 => Err(EngineError::new("q8 key/value rings are for the CPU's own kernels")
-            .with_hint("Set kv_precision to f16, bf16 or f32.")),
+        Precision::Q8 => Err(EngineError::new("internal error: no tensor holds q8 keys")),
     }
 }

@@ -47,6 +47,13 @@ impl Transformer {
         self.positions.reset(lane);
     }
 
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.positions.keep_lanes(count);
+        for layer in &mut self.layers {
+            layer.attention.keep_lanes(count);
+        }
+    }
+
     pub(super) fn fill_context(&mut self, lane: usize) {
         self.positions.fill(lane);
     }

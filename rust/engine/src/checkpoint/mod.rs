@@ -95,6 +95,12 @@ impl Checkpoint {
         self.map.len()
     }
 
+    /// Numbers in all tensors.
+    pub(crate) fn elements(&self) -> u64 {
+        let of = |entry: &Entry| entry.shape.iter().product::<usize>() as u64;
+        self.directory.values().map(of).sum()
+    }
+
     /// Every tensor's name, in the order of their places in the file.
     pub(crate) fn names(&self) -> Vec<&str> {
         let mut entries: Vec<_> = self.directory.iter().collect();

@@ -33,15 +33,15 @@ impl SelfAttention {
         let in_bias = shape.bias_attn.then_some("in_proj_bias");
         let in_proj = Linear::load_named("in_proj_weight", &[3 * d, d], in_bias, weights)?;
         let out_proj = Linear::load(d, d, shape.bias_attn, &weights.at("out_proj"))?;
-        let shape = AttentionShape {
-            heads: shape.num_heads,
-            head_dim: shape.head_dim(),
-            context: shape.context,
-        };
+        let shape = AttentionShape::of(shape);
         let kv_precision = weights.placement().kv_precision;
-        let rings = (0..lanes).map(|_| Ring::new(shape, kv_precision)).collect();
+        let rings = (0..lanes).map(|_| Ring::new(shape, kv_precision)).collect::<Result<_, _>>()?;
         let (projected, mixed, scratch) = (vec![], vec![], vec![]);
         Ok(Self { in_proj, out_proj, shape, rings, projected, mixed, scratch })
+    }
+
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.rings.truncate(count);
     }
 
     /// Puts something into every slot of a lane's ring, for measurements.

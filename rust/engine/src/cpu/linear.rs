@@ -4,7 +4,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
 use moshi_ctl_core::Precision;
 
-use super::kernels::{Activations, PackedMatrix, Q8Matrix, Rows};
+use super::kernels::{Activations, PackedMatrix, Q8Matrix, Rows, zeroed};
 use super::pool::Pool;
 use crate::EngineError;
 use crate::checkpoint::{Format, RawTensor};
@@ -50,7 +50,7 @@ impl Linear {
                 Self::Q8(packed.map_err(|error| error.in_tensor(&weights.path(name)))?)
             }
             precision => {
-                Self::Float(PackedMatrix::pack(&raw, outputs, inputs, precision).with_bias(bias))
+                Self::Float(PackedMatrix::pack(&raw, outputs, inputs, precision)?.with_bias(bias))
             }
         })
     }
@@ -103,20 +103,25 @@ impl Embedding {
         weights: &Weights<'_>,
     ) -> Result<Self, EngineError> {
         let raw = weights.raw("weight", &[rows, dim])?;
-        let rows = match (raw.format(), weights.placement().precision) {
-            (Format::Bf16, _) | (Format::F32, Precision::Bf16) => {
-                Table::Bf16(narrow(&raw, dim, |bits, numbers| {
-                    bits.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(numbers);
-                }))
-            }
-            (Format::F32, Precision::F32) => Table::F32(raw.to_f32()),
-            (Format::F16 | Format::Q8_0 | Format::F32, _) => {
-                Table::F16(narrow(&raw, dim, |bits, numbers| {
-                    bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(numbers);
-                }))
-            }
+        let rows = match Self::held_as(raw.format(), weights.placement().precision) {
+            Format::Bf16 => Table::Bf16(narrow(&raw, dim, |bits, numbers| {
+                bits.reinterpret_cast_mut::<bf16>().convert_from_f32_slice(numbers);
+            })?),
+            Format::F16 => Table::F16(narrow(&raw, dim, |bits, numbers| {
+                bits.reinterpret_cast_mut::<f16>().convert_from_f32_slice(numbers);
+            })?),
+            Format::F32 | Format::Q8_0 => Table::F32(raw.to_f32()),
         };
         Ok(Self { dim, rows })
+    }
+
+    /// How a table is held that a file has in `format`, beside matrices in `precision`.
+    pub(super) fn held_as(format: Format, precision: Precision) -> Format {
+        match (format, precision) {
+            (Format::Bf16, _) | (Format::F32, Precision::Bf16) => Format::Bf16,
+            (Format::F32, Precision::F32) => Format::F32,
+            (Format::F16 | Format::Q8_0 | Format::F32, _) => Format::F16,
+        }
     }
 
     /// Adds the row of `token` to `sum`. `scratch` is used for sixteen-bit tables.
@@ -144,12 +149,16 @@ impl Embedding {
 }
 
 /// A tensor as sixteen-bit numbers, row by row.
-fn narrow(raw: &RawTensor<'_>, dim: usize, convert: impl Fn(&mut [u16], &[f32])) -> Vec<u16> {
-    let mut bits = vec![0; raw.len()];
+fn narrow(
+    raw: &RawTensor<'_>,
+    dim: usize,
+    convert: impl Fn(&mut [u16], &[f32]),
+) -> Result<Vec<u16>, EngineError> {
+    let mut bits = zeroed(raw.len())?;
     let mut row = vec![0.0; dim];
     for (index, bits) in bits.chunks_exact_mut(dim).enumerate() {
         raw.read(index * dim, &mut row);
         convert(bits, &row);
     }
-    bits
+    Ok(bits)
 }

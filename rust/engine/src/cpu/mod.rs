@@ -7,6 +7,7 @@
 mod attention;
 mod codec;
 mod kernels;
+mod layout;
 mod linear;
 mod lm;
 mod norm;
@@ -18,6 +19,7 @@ use std::time::Instant;
 
 use self::codec::Codec;
 use self::kernels::{InstructionSet, chosen};
+pub(crate) use self::layout::CpuLayout;
 use self::lm::LanguageModel;
 use self::pool::Pool;
 use crate::EngineError;
@@ -60,6 +62,11 @@ impl Backend for CpuBackend {
     fn reset(&mut self, lane: usize) {
         self.codec.reset(lane);
         self.lm.reset(lane);
+    }
+
+    fn keep_lanes(&mut self, count: usize) {
+        self.codec.keep_lanes(count);
+        self.lm.keep_lanes(count);
     }
 
     fn fill_context(&mut self, lane: usize) -> Result<(), EngineError> {

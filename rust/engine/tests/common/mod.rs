@@ -6,7 +6,8 @@ use std::path::Path;
 
 use moshi_ctl_core::units::FRAME_SAMPLES;
 use moshi_ctl_core::{
-    CodecShape, ExtraHeads, Gating, LmShape, Norm, PositionalEmbedding, Precision, TransformerShape,
+    CodecShape, DeviceName, ExtraHeads, Gating, LmShape, Norm, PositionalEmbedding, Precision,
+    TransformerShape,
 };
 use moshi_ctl_engine::random_checkpoint::{
     RandomOptions, write_audio_tokenizer, write_language_model,
@@ -81,7 +82,7 @@ pub(crate) fn load(
         conditioning: None,
         precision: Some(precision),
         kv_precision: Some(kv_precision),
-        cpu: true,
+        device: Some(DeviceName::Cpu),
         kernels: Kernels::Own,
         threads: Some(3),
     })

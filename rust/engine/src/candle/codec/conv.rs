@@ -36,6 +36,10 @@ impl Conv {
         self.memories[lane] = None;
     }
 
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.memories.truncate(count);
+    }
+
     /// `x`: lanes × time × inputs, time a multiple of the stride. Returns
     /// lanes × time / stride × outputs.
     pub(super) fn forward(

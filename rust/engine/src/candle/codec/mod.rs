@@ -54,6 +54,12 @@ impl Codec {
         self.downsample.reset(lane);
     }
 
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.encoder.keep_lanes(count);
+        self.transformer.keep_lanes(count);
+        self.downsample.keep_lanes(count);
+    }
+
     pub(super) fn fill_context(&mut self, lane: usize) {
         self.transformer.fill_context(lane);
     }

@@ -44,7 +44,7 @@ impl Conv {
         let weights = weights.at("conv").at("conv");
         let bias = shape.bias.then(|| weights.f32_vec("bias", &[outputs])).transpose()?;
         let raw = weights.raw("weight", &[outputs, inputs, kernel])?;
-        Ok(Self::new(shape, lanes, |index| raw.get(index), bias))
+        Self::new(shape, lanes, |index| raw.get(index), bias)
     }
 
     /// `weight` is asked for elements of outputs × inputs × kernel.
@@ -53,22 +53,27 @@ impl Conv {
         lanes: usize,
         weight: impl Fn(usize) -> f32 + Sync,
         bias: Option<Vec<f32>>,
-    ) -> Self {
+    ) -> Result<Self, EngineError> {
         let ConvShape { inputs, outputs, kernel, .. } = shape;
         let (width, precision) = (kernel * inputs, Precision::F32);
         let matrix = PackedMatrix::pack_with(outputs, width, precision, |output, i| {
             weight((output * inputs + i % inputs) * kernel + i / inputs)
-        });
-        Self {
+        })?;
+        Ok(Self {
             shape,
             matrix: matrix.with_bias(bias),
             memories: vec![0.0; lanes * shape.memory() * inputs],
             fresh: vec![true; lanes],
-        }
+        })
     }
 
     pub(super) fn reset(&mut self, lane: usize) {
         self.fresh[lane] = true;
+    }
+
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.memories.truncate(count * self.shape.memory() * self.shape.inputs);
+        self.fresh.truncate(count);
     }
 
     /// `x`: lanes × time × inputs, time a multiple of the stride. `y` becomes
@@ -182,7 +187,7 @@ mod tests {
 
     fn conv(shape: ConvShape, lanes: usize) -> Conv {
         let bias = shape.bias.then(|| (0..shape.outputs).map(number).collect());
-        Conv::new(shape, lanes, |i| number(i + 5), bias)
+        Conv::new(shape, lanes, |i| number(i + 5), bias).unwrap()
     }
 
     fn shapes() -> [ConvShape; 5] {

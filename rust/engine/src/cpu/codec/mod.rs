@@ -57,6 +57,12 @@ impl Codec {
         self.downsample.reset(lane);
     }
 
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.encoder.keep_lanes(count);
+        self.transformer.keep_lanes(count);
+        self.downsample.keep_lanes(count);
+    }
+
     /// Puts `lane` as if it had heard a whole context, for measurements.
     pub(super) fn fill_context(&mut self, lane: usize) {
         self.transformer.fill_context(lane);

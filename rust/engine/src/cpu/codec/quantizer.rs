@@ -66,10 +66,10 @@ impl ResidualQuantizer {
         let levels = (0..levels)
             .map(|k| {
                 let weights = weights.at("vq.layers").at(k).at("_codebook");
-                Ok(Codebook::new(codebook_entries(shape, &weights)?, dim))
+                Codebook::new(codebook_entries(shape, &weights)?, dim)
             })
             .collect::<Result<_, EngineError>>()?;
-        let input_proj = PackedMatrix::pack(&raw, dim, dimension, Precision::F32);
+        let input_proj = PackedMatrix::pack(&raw, dim, dimension, Precision::F32)?;
         Ok(Self { input_proj, levels })
     }
 

@@ -60,13 +60,19 @@ impl Encoder {
     }
 
     pub(super) fn reset(&mut self, lane: usize) {
+        self.convolutions().for_each(|conv| conv.reset(lane));
+    }
+
+    pub(super) fn keep_lanes(&mut self, count: usize) {
+        self.convolutions().for_each(|conv| conv.keep_lanes(count));
+    }
+
+    fn convolutions(&mut self) -> impl Iterator<Item = &mut Conv> {
         let Self { first, stages, last, .. } = self;
         let inner = stages.iter_mut().flat_map(|Stage { residuals, downsample }| {
             residuals.iter_mut().flatten().chain([downsample])
         });
-        for conv in inner.chain([first, last]) {
-            conv.reset(lane);
-        }
+        inner.chain([first, last])
     }
 
     /// `pcm`: lanes × samples. Returns lanes × latents × dimension.

@@ -1,5 +1,6 @@
 //! Attention of a few queries over the keys and values one lane holds.
 
+use moshi_ctl_core::TransformerShape;
 use std::ops::Range;
 
 use super::q8::Integers;
@@ -19,6 +20,11 @@ pub(in crate::cpu) struct AttentionShape {
 }
 
 impl AttentionShape {
+    pub(in crate::cpu) fn of(shape: &TransformerShape) -> Self {
+        let (heads, head_dim) = (shape.num_heads, shape.head_dim());
+        Self { heads, head_dim, context: shape.context }
+    }
+
     /// Numbers of all heads together.
     pub(in crate::cpu) fn width(self) -> usize {
         self.heads * self.head_dim
@@ -317,7 +323,7 @@ mod tests {
         };
         let (keys, values): (Vec<_>, Vec<_>) =
             (0..4).map(|i| (row(18 * i, head_dim), row(7 + 18 * i, head_dim))).unzip();
-        let mut ring = Ring::new(shape, precision);
+        let mut ring = Ring::new(shape, precision).unwrap();
         for slot in 0..4 {
             ring.write(shape, slot, &keys[slot], &values[slot]);
         }

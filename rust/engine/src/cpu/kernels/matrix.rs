@@ -9,6 +9,8 @@ use moshi_ctl_core::Precision;
 use rayon::prelude::*;
 
 use super::simd::{Kernel, Vector, WIDTH, dispatch};
+use super::zeroed::{Plain, zeroed};
+use crate::EngineError;
 use crate::checkpoint::RawTensor;
 use crate::cpu::pool::{Disjoint, Pool, Work};
 
@@ -65,35 +67,52 @@ impl Rows {
 }
 
 impl PackedMatrix {
+    /// Bytes of such a matrix.
+    pub(crate) fn bytes_of(outputs: usize, inputs: usize, precision: Precision) -> u64 {
+        let number = match precision {
+            Precision::F32 | Precision::Q8 => size_of::<f32>(),
+            Precision::F16 | Precision::Bf16 => size_of::<u16>(),
+        };
+        let padded = outputs.next_multiple_of(WIDTH);
+        (padded * inputs * number + padded * size_of::<f32>()) as u64
+    }
+
     /// Packs a row-major `outputs × inputs` matrix; what q8 does not apply to is held in f32.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
     pub(crate) fn pack(
         raw: &RawTensor<'_>,
         outputs: usize,
         inputs: usize,
         precision: Precision,
-    ) -> Self {
+    ) -> Result<Self, EngineError> {
         Self::pack_with(outputs, inputs, precision, |output, input| {
             raw.get(output * inputs + input)
         })
     }
 
     /// Packs a matrix whose element at (output, input) is `value(output, input)`.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
     pub(crate) fn pack_with(
         outputs: usize,
         inputs: usize,
         precision: Precision,
         value: impl Fn(usize, usize) -> f32 + Sync,
-    ) -> Self {
+    ) -> Result<Self, EngineError> {
         let panels = match precision {
-            Precision::F32 | Precision::Q8 => Panels::F32(pack_panels(outputs, inputs, value)),
+            Precision::F32 | Precision::Q8 => Panels::F32(pack_panels(outputs, inputs, value)?),
             Precision::F16 => Panels::F16(pack_panels(outputs, inputs, |output, input| {
                 f16::from_f32(value(output, input)).to_bits()
-            })),
+            })?),
             Precision::Bf16 => Panels::Bf16(pack_panels(outputs, inputs, |output, input| {
                 bf16::from_f32(value(output, input)).to_bits()
-            })),
+            })?),
         };
-        Self { outputs, inputs, panels, bias: vec![0.0; outputs.next_multiple_of(WIDTH)] }
+        let bias = vec![0.0; outputs.next_multiple_of(WIDTH)];
+        Ok(Self { outputs, inputs, panels, bias })
     }
 
     /// Adds `bias`, one number per output, to every product.
@@ -138,14 +157,14 @@ impl PackedMatrix {
     }
 }
 
-fn pack_panels<T: Copy + Default + Send + Sync>(
+fn pack_panels<T: Plain + Send + Sync>(
     outputs: usize,
     inputs: usize,
     value: impl Fn(usize, usize) -> T + Sync,
-) -> Vec<T> {
-    let mut panels = vec![T::default(); outputs.next_multiple_of(WIDTH) * inputs];
+) -> Result<Vec<T>, EngineError> {
+    let mut panels = zeroed(outputs.next_multiple_of(WIDTH) * inputs)?;
     if panels.is_empty() {
-        return panels;
+        return Ok(panels);
     }
     panels.par_chunks_mut(inputs * PANEL_WIDTH).enumerate().for_each(|(panel, chunk)| {
         let width = chunk.len() / inputs;
@@ -156,7 +175,7 @@ fn pack_panels<T: Copy + Default + Send + Sync>(
             }
         }
     });
-    panels
+    Ok(panels)
 }
 
 struct Job<'a> {
@@ -298,7 +317,8 @@ mod tests {
         for (rows, outputs, inputs) in [(1, 1, 1), (3, 17, 5), (8, 48, 96), (21, 33, 130)] {
             let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
             let matrix =
-                PackedMatrix::pack_with(outputs, inputs, Precision::F32, |o, i| w[o * inputs + i]);
+                PackedMatrix::pack_with(outputs, inputs, Precision::F32, |o, i| w[o * inputs + i])
+                    .unwrap();
             let y = product(&matrix, &x, Rows::contiguous(rows, inputs));
             for r in 0..rows {
                 for o in 0..outputs {
@@ -320,7 +340,8 @@ mod tests {
         let (outputs, inputs) = (4096, 384);
         let w = numbers(outputs * inputs, 3);
         let matrix =
-            PackedMatrix::pack_with(outputs, inputs, Precision::F32, |o, i| w[o * inputs + i]);
+            PackedMatrix::pack_with(outputs, inputs, Precision::F32, |o, i| w[o * inputs + i])
+                .unwrap();
         let x = numbers(19 * inputs, 4);
         let together = product(&matrix, &x, Rows::contiguous(19, inputs));
         for row in 0..19 {
@@ -334,7 +355,7 @@ mod tests {
     fn rows_may_overlap_in_groups() {
         // Two sequences of 6 numbers, windows of 4 every 2: a strided convolution.
         let x = numbers(12, 5);
-        let matrix = PackedMatrix::pack_with(1, 4, Precision::F32, |_, i| (i + 1) as f32);
+        let matrix = PackedMatrix::pack_with(1, 4, Precision::F32, |_, i| (i + 1) as f32).unwrap();
         let rows = Rows { count: 4, group_rows: 2, group_stride: 6, row_stride: 2 };
         let y = product(&matrix, &x, rows);
         for (row, start) in [0, 2, 6, 8].into_iter().enumerate() {

@@ -11,6 +11,7 @@ mod rows;
 mod simd;
 #[cfg(test)]
 mod test_numbers;
+mod zeroed;
 
 pub(super) use attention::{Attention, AttentionShape, Scratch as AttentionScratch};
 pub(super) use elementwise::{add_scaled, elu_into, gate, gelu_erf};
@@ -20,3 +21,4 @@ pub(super) use nearest::{Codebook, Nearest, SearchScratch};
 pub(super) use q8::{Activations, Q8Matrix};
 pub(super) use ring::Ring;
 pub(super) use rows::{layer_norm, rms_norm, softmax};
+pub(super) use zeroed::zeroed;

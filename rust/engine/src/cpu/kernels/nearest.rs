@@ -10,6 +10,7 @@ use super::matrix::{PackedMatrix, Rows};
 use super::q8::{Activations, Q8Matrix};
 use super::rows::dot;
 use super::simd::{Kernel, Vector, WIDTH, dispatch};
+use crate::EngineError;
 use crate::codebook::half_norms;
 use crate::cpu::pool::Pool;
 
@@ -62,14 +63,17 @@ pub(crate) struct SearchScratch {
 }
 
 impl Codebook {
-    pub(crate) fn new(entries: Vec<f32>, dim: usize) -> Self {
+    /// # Errors
+    /// When there is no memory for it.
+    pub(crate) fn new(entries: Vec<f32>, dim: usize) -> Result<Self, EngineError> {
         let half_norms = half_norms(&entries, dim);
         let count = half_norms.len();
         let value = |entry: usize, i: usize| entries[entry * dim + i];
         let (rounded, values) = match Q8Matrix::quantized(count, dim, value) {
             Ok((matrix, values)) => (Rounded::Q8(matrix), values),
+            Err(error) if error.is_out_of_memory() => return Err(error),
             Err(_) => {
-                let matrix = PackedMatrix::pack_with(count, dim, Precision::F32, value);
+                let matrix = PackedMatrix::pack_with(count, dim, Precision::F32, value)?;
                 (Rounded::F32(matrix), entries.clone())
             }
         };
@@ -88,7 +92,12 @@ impl Codebook {
         }
         // The difference ‖e‖²/2 − x·e is rounded as well.
         bound.offset = half_norms.iter().fold(0f32, |largest, n| largest.max(*n)) * 2.0 * ROUNDING;
-        Self { entries, half_norms, dim, rounded, bound }
+        Ok(Self { entries, half_norms, dim, rounded, bound })
+    }
+
+    /// Bytes of a codebook of `entries × dim`.
+    pub(crate) fn bytes_of(entries: usize, dim: usize) -> u64 {
+        ((entries * dim + entries) * size_of::<f32>()) as u64 + Q8Matrix::bytes_of(entries, dim)
     }
 
     pub(crate) fn entry(&self, index: u32) -> &[f32] {
@@ -250,7 +259,7 @@ mod tests {
 
     #[test]
     fn finds_the_nearest_and_says_by_how_much() {
-        let codebook = Codebook::new(vec![1.0, 0.0, 0.0, 1.0, -1.0, 0.0], 2);
+        let codebook = Codebook::new(vec![1.0, 0.0, 0.0, 1.0, -1.0, 0.0], 2).unwrap();
         let found = nearest(&codebook, &[0.1, 0.9, -2.0, 0.1]);
         assert_eq!(found.iter().map(|n| n.index).collect::<Vec<_>>(), [1, 2]);
         // ½(‖x−e₀‖² − ‖x−e₁‖²) = 0.8, over ½(0.82 + 1).
@@ -259,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_first_of_equals_wins_with_no_margin() {
-        let codebook = Codebook::new(vec![1.0; 40], 1);
+        let codebook = Codebook::new(vec![1.0; 40], 1).unwrap();
         assert_eq!(nearest(&codebook, &[1.0]), [Nearest { index: 0, margin: 0.0 }]);
     }
 
@@ -274,7 +283,7 @@ mod tests {
             let center: Vec<f32> = numbers(dim, 1).collect();
             let entries = numbers(bins * dim, 2).enumerate();
             let entries = entries.map(|(i, x)| scale * (center[i % dim] + spread * x)).collect();
-            let codebook = Codebook::new(entries, dim);
+            let codebook = Codebook::new(entries, dim).unwrap();
             let vectors: Vec<f32> = numbers(50 * dim, 3)
                 .enumerate()
                 .map(|(i, x)| scale * (center[i % dim] + spread * x))
@@ -288,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_vector_that_is_not_finite_still_gets_an_entry() {
-        let codebook = Codebook::new(numbers(64 * 20, 4).collect(), 64);
+        let codebook = Codebook::new(numbers(64 * 20, 4).collect(), 64).unwrap();
         for fault in [f32::NAN, f32::INFINITY, f32::MAX] {
             assert!(nearest(&codebook, &[fault; 64])[0].index < 20);
         }

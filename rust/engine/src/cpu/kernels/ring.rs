@@ -6,6 +6,8 @@ use moshi_ctl_core::Precision;
 
 use super::AttentionShape;
 use super::q8::Q8Ring;
+use super::zeroed::zeroed;
+use crate::EngineError;
 
 /// Keys and values of the positions a lane has not forgotten.
 pub(in crate::cpu) enum Ring {
@@ -19,16 +21,34 @@ pub(in crate::cpu) enum Ring {
 }
 
 impl Ring {
-    pub(in crate::cpu) fn new(shape: AttentionShape, precision: Precision) -> Self {
+    /// # Errors
+    /// When there is no memory for it.
+    pub(in crate::cpu) fn new(
+        shape: AttentionShape,
+        precision: Precision,
+    ) -> Result<Self, EngineError> {
         let len = shape.context * shape.width();
-        let float =
-            |zeros: fn(usize) -> Numbers| Self::Float { keys: zeros(len), values: zeros(len) };
+        let numbers = || {
+            Ok::<_, EngineError>(match precision {
+                Precision::F32 | Precision::Q8 => Numbers::F32(zeroed(len)?),
+                Precision::F16 => Numbers::F16(zeroed(len)?),
+                Precision::Bf16 => Numbers::Bf16(zeroed(len)?),
+            })
+        };
         match precision {
-            Precision::F32 => float(|len| Numbers::F32(vec![0.0; len])),
-            Precision::F16 => float(|len| Numbers::F16(vec![0; len])),
-            Precision::Bf16 => float(|len| Numbers::Bf16(vec![0; len])),
-            Precision::Q8 => Self::Q8(Q8Ring::new(shape)),
+            Precision::Q8 => Q8Ring::new(shape).map(Self::Q8),
+            _ => Ok(Self::Float { keys: numbers()?, values: numbers()? }),
         }
+    }
+
+    /// Bytes of a ring of this shape.
+    pub(in crate::cpu) fn bytes_of(shape: AttentionShape, precision: Precision) -> u64 {
+        let number = match precision {
+            Precision::Q8 => return Q8Ring::bytes_of(shape),
+            Precision::F32 => size_of::<f32>(),
+            Precision::F16 | Precision::Bf16 => size_of::<u16>(),
+        };
+        (2 * shape.context * shape.width() * number) as u64
     }
 
     /// Stores one position; `key` and `value` are heads × head_dim.

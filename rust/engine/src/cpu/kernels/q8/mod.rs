@@ -21,6 +21,7 @@ pub(in crate::cpu) use self::ring::{Integers, Q8Ring};
 use self::tile::{Piece, run};
 use super::instructions::{InstructionSet, in_use};
 use super::simd::WIDTH;
+use super::zeroed::{Plain, zeroed};
 use crate::EngineError;
 use crate::checkpoint::RawTensor;
 use crate::cpu::pool::{Disjoint, Pool, Work};
@@ -59,10 +60,17 @@ pub(crate) struct Q8Matrix {
 }
 
 impl Q8Matrix {
+    /// Bytes of such a matrix.
+    pub(crate) fn bytes_of(outputs: usize, inputs: usize) -> u64 {
+        let panels = outputs.div_ceil(WIDTH);
+        let panel = inputs.div_ceil(GROUP) * size_of::<Group>() + WIDTH * size_of::<f32>();
+        (panels * panel) as u64
+    }
+
     /// Packs a row-major `outputs × inputs` matrix, quantizing it unless the file has done so.
     ///
     /// # Errors
-    /// When a number is not finite.
+    /// When a number is not finite, or there is no memory.
     pub(crate) fn pack(
         raw: &RawTensor<'_>,
         outputs: usize,
@@ -87,7 +95,7 @@ impl Q8Matrix {
     /// what its elements have become, outputs × inputs.
     ///
     /// # Errors
-    /// When a number is not finite or too large.
+    /// When a number is not finite or too large, or there is no memory.
     pub(crate) fn quantized(
         outputs: usize,
         inputs: usize,
@@ -120,7 +128,7 @@ impl Q8Matrix {
         block_of: impl Fn(&mut [f32; BLOCK], usize, usize) -> Option<Q8Block> + Sync,
     ) -> Result<Self, EngineError> {
         let groups_per_panel = inputs.div_ceil(GROUP);
-        let mut groups = zeroed_groups(outputs.div_ceil(WIDTH) * groups_per_panel);
+        let mut groups = zeroed::<Group>(outputs.div_ceil(WIDTH) * groups_per_panel)?;
         groups.par_chunks_mut(groups_per_panel.max(1)).enumerate().try_for_each(
             |(panel, groups)| {
                 let mut numbers = [0f32; BLOCK];
@@ -183,16 +191,8 @@ impl Group {
     }
 }
 
-/// Groups of zeroed memory, which the system does not give out before it is written.
-fn zeroed_groups(count: usize) -> Vec<Group> {
-    let mut groups = Vec::<Group>::with_capacity(count);
-    // SAFETY: there is room for `count` groups, and any bytes are a group.
-    unsafe {
-        std::ptr::write_bytes(groups.as_mut_ptr(), 0, count);
-        groups.set_len(count);
-    }
-    groups
-}
+// SAFETY: any bytes are a group.
+unsafe impl Plain for Group {}
 
 fn not_finite(row: usize, block: usize) -> EngineError {
     EngineError::new(format!(

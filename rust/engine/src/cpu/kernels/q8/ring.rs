@@ -7,8 +7,10 @@
 use super::super::AttentionShape;
 use super::super::instructions::{InstructionSet, in_use};
 use super::super::simd::{Kernel, Vector, WIDTH, dispatch};
+use super::super::zeroed::zeroed;
 use super::tile::{Dot, Job, run, store};
 use super::{OFFSET, QUAD};
+use crate::EngineError;
 use crate::quantization::rounded;
 
 /// The largest integer a key or a value becomes.
@@ -70,21 +72,26 @@ struct Scaled<'a> {
 }
 
 impl Q8Ring {
-    pub(in crate::cpu) fn new(shape: AttentionShape) -> Self {
-        let sizes = Sizes {
-            head_dim: shape.head_dim,
-            slots: shape.context.next_multiple_of(WIDTH),
-            dim: shape.head_dim.next_multiple_of(WIDTH),
-        };
+    /// # Errors
+    /// When there is no memory for it.
+    pub(in crate::cpu) fn new(shape: AttentionShape) -> Result<Self, EngineError> {
+        let sizes = Sizes::of(shape);
         let tiles = shape.heads * sizes.tiles();
-        Self {
+        Ok(Self {
             sizes,
-            keys: Tiles::zeros(tiles),
-            key_scales: vec![0.0; shape.heads * sizes.slots],
-            values: Tiles::zeros(tiles),
-            value_scales: vec![0.0; shape.heads * sizes.slots],
+            keys: Tiles::zeros(tiles)?,
+            key_scales: zeroed(shape.heads * sizes.slots)?,
+            values: Tiles::zeros(tiles)?,
+            value_scales: zeroed(shape.heads * sizes.slots)?,
             row: vec![0; sizes.dim],
-        }
+        })
+    }
+
+    /// Bytes of a ring of this shape.
+    pub(in crate::cpu) fn bytes_of(shape: AttentionShape) -> u64 {
+        let sizes = Sizes::of(shape);
+        let of_head = sizes.tiles() * size_of::<Tile>() + sizes.slots * size_of::<f32>();
+        (2 * shape.heads * of_head) as u64
     }
 
     /// Stores one position; `key` and `value` are heads × head_dim.
@@ -175,6 +182,14 @@ impl Q8Ring {
 }
 
 impl Sizes {
+    fn of(shape: AttentionShape) -> Self {
+        Self {
+            head_dim: shape.head_dim,
+            slots: shape.context.next_multiple_of(WIDTH),
+            dim: shape.head_dim.next_multiple_of(WIDTH),
+        }
+    }
+
     /// Of the keys, or of the values, of a head.
     fn tiles(self) -> usize {
         self.slots * self.dim / (QUAD * WIDTH)
@@ -410,11 +425,11 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn zeros(count: usize) -> Self {
+    fn zeros(count: usize) -> Result<Self, EngineError> {
         let len = count * size_of::<Tile>();
-        let memory = vec![0; len + size_of::<Tile>()];
+        let memory: Vec<u8> = zeroed(len + size_of::<Tile>())?;
         let start = memory.as_ptr().align_offset(size_of::<Tile>()).min(size_of::<Tile>());
-        Self { memory, start, len }
+        Ok(Self { memory, start, len })
     }
 
     fn get(&self) -> &[Tile] {

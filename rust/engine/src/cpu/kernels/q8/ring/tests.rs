@@ -3,7 +3,7 @@ use super::*;
 
 /// A ring with every slot written, its keys and its values.
 fn ring(shape: AttentionShape) -> (Q8Ring, Vec<Vec<f32>>, Vec<Vec<f32>>) {
-    let mut ring = Q8Ring::new(shape);
+    let mut ring = Q8Ring::new(shape).unwrap();
     let width = shape.width() as u32;
     let rows = |seed| -> Vec<_> {
         let seeds = (0..shape.context as u32).map(|slot| seed + slot * width);
