@@ -6,17 +6,21 @@ from os import PathLike
 from typing import Any
 
 __all__ = [
+    "ACCELERATORS",
     "FRAME_SAMPLES",
     "MAX_THREADS",
     "SAMPLE_RATE_HZ",
     "bench",
     "build_info",
+    "memory_needs",
+    "processor",
     "quantize",
     "read_config",
     "serve",
     "write_random_checkpoint",
 ]
 
+ACCELERATORS: tuple[str, ...]
 SAMPLE_RATE_HZ: int
 FRAME_SAMPLES: int
 MAX_THREADS: int
@@ -31,10 +35,21 @@ def bench(
     steps: int,
     threads: int | None,
     precision: str | None,
-    cpu: bool,
+    device: str | None,
     progress: Callable[[int], object],
 ) -> dict[str, Any]: ...
 def build_info() -> dict[str, str]: ...
+def memory_needs(
+    config_path: str | PathLike[str],
+    module: str,
+    *,
+    files: dict[str, str | PathLike[str]],
+    device: str,
+    compute_capability: tuple[int, int] | None,
+    precision: str | None,
+    kv_precision: str | None,
+) -> dict[str, Any]: ...
+def processor(threads: int | None) -> dict[str, Any]: ...
 def quantize(source: str | PathLike[str], target: str | PathLike[str]) -> dict[str, int]: ...
 def read_config(path: str | PathLike[str], *, require_files: bool) -> dict[str, Any]: ...
 def serve(
@@ -44,10 +59,8 @@ def serve(
     port: int,
     log_level: str,
     silent: bool,
-    cpu: bool,
     threads: int | None,
-    precision: str | None,
-    kv_precision: str | None,
+    decisions: dict[str, dict[str, Any]],
     files: dict[str, str | PathLike[str]],
     api_keys: list[str] | None,
 ) -> None: ...

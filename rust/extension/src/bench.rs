@@ -15,7 +15,7 @@ use pyo3::prelude::*;
 use serde_json::{Value, json};
 
 use crate::errors::{usage_error, worker_error};
-use crate::serve::spec;
+use crate::serve::{self, spec};
 use crate::{load_config, precision, to_python};
 
 /// As many as a configuration may ask for.
@@ -35,7 +35,7 @@ const SIGNALS_EVERY: Duration = Duration::from_millis(50);
 /// steps.
 #[pyfunction]
 #[pyo3(signature = (
-    config_path, module, *, files, lanes, full_context, steps, threads, precision, cpu, progress
+    config_path, module, *, files, lanes, full_context, steps, threads, precision, device, progress
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
@@ -49,7 +49,7 @@ pub(crate) fn bench<'py>(
     steps: usize,
     threads: Option<usize>,
     precision: Option<&str>,
-    cpu: bool,
+    device: Option<&str>,
     progress: &Bound<'py, PyAny>,
 ) -> PyResult<Bound<'py, PyAny>> {
     lanes.sort_unstable();
@@ -74,9 +74,10 @@ pub(crate) fn bench<'py>(
         worker_error(py, &WorkerError::Model { module: module.to_owned(), message, hint })
     };
 
-    let spec = spec(module_config.asr(), cpu, threads);
+    let spec = spec(module_config.asr(), threads);
+    let device = device.map(|name| serve::device(py, name)).transpose()?.or(spec.device);
     let precision = precision::wish(py, precision, spec.precision)?;
-    let spec = AsrSpec { lanes: most_lanes, precision, ..spec };
+    let spec = AsrSpec { lanes: most_lanes, precision, device, ..spec };
     let (model, load_s) = in_background(py, move || {
         let started = Instant::now();
         (AsrModel::load(&spec), started.elapsed().as_secs_f64())

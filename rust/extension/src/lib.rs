@@ -4,6 +4,7 @@
 
 mod bench;
 mod errors;
+mod memory_needs;
 mod precision;
 mod quantize;
 mod random_checkpoint;
@@ -14,14 +15,28 @@ use std::path::PathBuf;
 use moshi_ctl_core::units;
 use moshi_ctl_server::config::Config;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use serde_json::Value;
 
-use errors::config_error;
+use errors::{config_error, usage_error};
 
 /// What was built, when and from which commit.
 #[pyfunction]
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     to_python(py, &moshi_ctl_server::worker::build_info())
+}
+
+/// What computes on this CPU, with as many threads as are wished for, and what else could.
+#[pyfunction]
+fn processor(py: Python<'_>, threads: Option<usize>) -> PyResult<Bound<'_, PyAny>> {
+    let processor = moshi_ctl_engine::processor(threads)
+        .map_err(|error| usage_error(py, &error.to_string(), error.hint().unwrap_or_default()))?;
+    let facts = serde_json::json!({
+        "threads": processor.threads,
+        "instructions": processor.instructions,
+        "available_instructions": moshi_ctl_engine::available_instructions(),
+    });
+    to_python(py, &facts)
 }
 
 /// Reads and checks a configuration; with `require_files`, its local files must exist. The result
@@ -62,7 +77,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_THREADS", moshi_ctl_engine::MAX_THREADS)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(read_config, module)?)?;
+    module.add("ACCELERATORS", PyTuple::new(module.py(), moshi_ctl_engine::accelerators())?)?;
+    module.add_function(wrap_pyfunction!(processor, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench, module)?)?;
+    module.add_function(wrap_pyfunction!(memory_needs::memory_needs, module)?)?;
     module.add_function(wrap_pyfunction!(serve::serve, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize, module)?)?;
     module.add_function(wrap_pyfunction!(random_checkpoint::write_random_checkpoint, module)?)?;

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use moshi_ctl_core::{ModelError, StreamingModel};
-use moshi_ctl_engine::{AsrModel, AsrSpec, Conditioning, Kernels};
-use moshi_ctl_server::config::AsrModule;
+use moshi_ctl_core::{DeviceName, ModelError, StreamingModel, UnknownDevice};
+use moshi_ctl_engine::{AsrSpec, Conditioning, Kernels, keep_real_time_lanes, load_what_fits};
+use moshi_ctl_server::config::{AsrModule, BatchSize};
 use moshi_ctl_server::worker::{self, WorkerOptions};
 use pyo3::prelude::*;
 
@@ -14,13 +14,22 @@ use crate::errors::{usage_error, worker_error};
 use crate::load_config;
 use crate::precision::wish;
 
+/// What the controller decided for a module.
+#[derive(Debug, FromPyObject)]
+#[pyo3(from_item_all)]
+pub(crate) struct Decision {
+    device: String,
+    lanes: usize,
+    precision: String,
+    kv_precision: String,
+}
+
 /// Serves a configuration until SIGINT or SIGTERM. `files` maps the file strings of the
-/// configuration to the local paths found for them. `precision`, `kv_precision` and `api_keys`
-/// replace what the configuration says of them, `auto` being the engine's choice.
+/// configuration to the local paths found for them. `decisions` say for each module where it runs,
+/// how, and with how many lanes at most; `api_keys` replace those of the configuration.
 #[pyfunction]
 #[pyo3(signature = (
-    config_path, *, addr, port, log_level, silent, cpu, threads, precision, kv_precision, files,
-    api_keys
+    config_path, *, addr, port, log_level, silent, threads, decisions, files, api_keys
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
@@ -31,10 +40,8 @@ pub(crate) fn serve(
     port: u16,
     log_level: String,
     silent: bool,
-    cpu: bool,
     threads: Option<usize>,
-    precision: Option<&str>,
-    kv_precision: Option<&str>,
+    decisions: BTreeMap<String, Decision>,
     files: BTreeMap<String, PathBuf>,
     api_keys: Option<Vec<String>>,
 ) -> PyResult<()> {
@@ -44,21 +51,41 @@ pub(crate) fn serve(
     })?;
     let mut config = load_config(py, &config_path)?;
     config.resolve(&files);
-    for module in config.modules.values_mut() {
+    for (name, module) in &mut config.modules {
+        let Some(decision) = decisions.get(name) else {
+            let message = format!("nothing was decided for module `{name}`");
+            return Err(usage_error(py, &message, "decide for every module"));
+        };
         let module = module.asr_mut();
-        module.precision = wish(py, precision, module.precision)?;
-        module.kv_precision = wish(py, kv_precision, module.kv_precision)?;
+        module.batch_size = BatchSize::Lanes(decision.lanes);
+        module.precision = wish(py, Some(&decision.precision), None)?;
+        module.kv_precision = wish(py, Some(&decision.kv_precision), None)?;
+        module.device = Some(device(py, &decision.device)?);
     }
     let options = WorkerOptions { addr, port, log_level, silent, api_keys };
+    let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
+    let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
+    let measures = config.warmup.enabled && config.sizing.real_time;
     let load = move |_: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
-        Ok(Box::new(AsrModel::load(&spec(module, cpu, threads))?))
+        let mut model = load_what_fits(spec(module, threads))?;
+        if measures && on_cpu(module) {
+            keep_real_time_lanes(&mut model, models_on_cpu)?;
+        }
+        Ok(Box::new(model))
     };
     py.detach(|| worker::run(config, options, Box::new(load)))
         .map_err(|error| worker_error(py, &error))
 }
 
+/// The device called `name`.
+pub(crate) fn device(py: Python<'_>, name: &str) -> PyResult<DeviceName> {
+    name.parse().map_err(|error: UnknownDevice| {
+        usage_error(py, &error.to_string(), "name a device of this machine")
+    })
+}
+
 /// What the engine is asked for by `module`.
-pub(crate) fn spec(module: &AsrModule, cpu: bool, threads: Option<usize>) -> AsrSpec {
+pub(crate) fn spec(module: &AsrModule, threads: Option<usize>) -> AsrSpec {
     // Published configurations set conditioning_learnt_padding without having conditioners.
     let conditioning =
         module.model.conditioners.as_ref().map(|_| match module.conditioning_delay {
@@ -69,12 +96,16 @@ pub(crate) fn spec(module: &AsrModule, cpu: bool, threads: Option<usize>) -> Asr
         lm_model_file: PathBuf::from(&module.lm_model_file),
         audio_tokenizer_file: PathBuf::from(&module.audio_tokenizer_file),
         shape: module.model.clone(),
-        lanes: module.batch_size,
+        lanes: match module.batch_size {
+            BatchSize::Lanes(lanes) => lanes,
+            // Whoever has not decided yet gets the least.
+            BatchSize::Auto => 1,
+        },
         temperature: module.temperature,
         conditioning,
         precision: module.precision,
         kv_precision: module.kv_precision,
-        cpu,
+        device: module.device,
         kernels: Kernels::default(),
         threads,
     }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::app::Present;
 use crate::lanes::{Lanes, Turn};
 use crate::metrics::Metrics;
+use crate::tokenizer::TextDecoder;
 
 /// Frames of silence that a model steps before it is ready.
 const WARMUP_FRAMES: usize = 2;
@@ -28,21 +29,23 @@ pub(crate) struct ModelThread {
     /// Name of the module.
     pub(crate) module: String,
     pub(crate) warmup: bool,
-    pub(crate) lanes: Arc<Lanes>,
+    /// Frames between a sound and the text for it.
+    pub(crate) delay: usize,
+    pub(crate) text: TextDecoder,
     pub(crate) metrics: Metrics,
     /// Told when the model fails after it was ready.
     pub(crate) failures: mpsc::UnboundedSender<ModelFailure>,
     /// Dropped last, when the model is gone.
-    #[expect(dead_code, reason = "counts while it exists")]
     pub(crate) present: Present,
 }
 
 impl ModelThread {
-    /// Starts the thread. The receiver hears when the model is ready, or why it never will be.
+    /// Starts the thread. The receiver gets the lanes of the model when it is ready, or why it never
+    /// will be.
     pub(crate) fn spawn(
         self,
         load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError> + Send + 'static,
-    ) -> std::io::Result<oneshot::Receiver<Result<(), ModelError>>> {
+    ) -> std::io::Result<oneshot::Receiver<Result<Arc<Lanes>, ModelError>>> {
         let (ready, is_ready) = oneshot::channel();
         let name = format!("model-{}", self.module);
         std::thread::Builder::new().name(name).spawn(move || self.run(load, ready))?;
@@ -52,69 +55,77 @@ impl ModelThread {
     fn run(
         self,
         load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
-        ready: oneshot::Sender<Result<(), ModelError>>,
+        ready: oneshot::Sender<Result<Arc<Lanes>, ModelError>>,
     ) {
         // Bound before the model, so dropped after it.
-        let this = self;
-        let mut model = match guarded(|| this.prepare(load)) {
+        let Self { module, warmup, delay, text, metrics, failures, present: _present } = self;
+        let mut model = match guarded(|| prepare(&module, warmup, load)) {
             Ok(model) => model,
             // Nobody listening means that the start was given up.
             Err(error) => return drop(ready.send(Err(error))),
         };
-        if ready.send(Ok(())).is_err() {
+        let lanes = Arc::new(Lanes::new(model.lanes(), delay, text, metrics.clone()));
+        if ready.send(Ok(Arc::clone(&lanes))).is_err() {
             return;
         }
-        if let Err(error) = guarded(|| this.serve(model.as_mut())) {
-            let module = this.module.clone();
+        if let Err(error) = guarded(|| serve(&lanes, model.as_mut(), &metrics)) {
             tracing::error!(module, %error, "the model failed");
-            this.lanes.fail(&format!("module {module}: {error}"));
+            lanes.fail(&format!("module {module}: {error}"));
             // Nobody listening means that the server is ending already.
-            let _ = this.failures.send(ModelFailure { module, error });
+            let _ = failures.send(ModelFailure { module, error });
         }
     }
+}
 
-    fn prepare(
-        &self,
-        load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
-    ) -> Result<Box<dyn StreamingModel>, ModelError> {
+/// Loads a model and warms it up.
+fn prepare(
+    module: &str,
+    warmup: bool,
+    load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
+) -> Result<Box<dyn StreamingModel>, ModelError> {
+    let start = Instant::now();
+    let mut model = load()?;
+    if model.lanes() == 0 {
+        return Err(ModelError::new("the model has no lanes"));
+    }
+    tracing::info!(
+        module,
+        lanes = model.lanes(),
+        "model loaded in {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
+    if warmup {
         let start = Instant::now();
-        let mut model = load()?;
-        if model.lanes() != self.lanes.total() {
-            let (has, wants) = (model.lanes(), self.lanes.total());
-            return Err(ModelError::new(format!("has {has} lanes instead of {wants}")));
-        }
-        let module = &self.module;
-        tracing::info!(module, "model loaded in {:.1} s", start.elapsed().as_secs_f64());
-        if self.warmup {
-            let start = Instant::now();
-            warm_up(model.as_mut()).map_err(|error| ModelError {
-                message: format!("warm-up failed: {error}"),
-                ..error
-            })?;
-            tracing::info!(module, "model warmed up in {:.1} s", start.elapsed().as_secs_f64());
-        }
-        Ok(model)
+        warm_up(model.as_mut())
+            .map_err(|error| ModelError { message: format!("warm-up failed: {error}"), ..error })?;
+        tracing::info!(module, "model warmed up in {:.1} s", start.elapsed().as_secs_f64());
     }
+    Ok(model)
+}
 
-    fn serve(&self, model: &mut dyn StreamingModel) -> Result<(), ModelError> {
-        let mut turn = Turn::default();
-        while let Some(next) = self.lanes.next_turn(turn) {
-            turn = next;
-            for lane in turn.resets() {
-                model.reset(lane, fresh_seed())?;
-            }
-            self.lanes.were_reset(&turn);
-            let frames = turn.frames();
-            if !frames.is_empty() {
-                let start = Instant::now();
-                let steps = checked_step(model, &frames)?;
-                self.metrics.step_duration.observe(start.elapsed().as_secs_f64());
-                drop(frames);
-                self.lanes.record(&turn, steps);
-            }
+/// Steps the model until nobody will want it any more.
+fn serve(
+    lanes: &Lanes,
+    model: &mut dyn StreamingModel,
+    metrics: &Metrics,
+) -> Result<(), ModelError> {
+    let mut turn = Turn::default();
+    while let Some(next) = lanes.next_turn(turn) {
+        turn = next;
+        for lane in turn.resets() {
+            model.reset(lane, fresh_seed())?;
         }
-        Ok(())
+        lanes.were_reset(&turn);
+        let frames = turn.frames();
+        if !frames.is_empty() {
+            let start = Instant::now();
+            let steps = checked_step(model, &frames)?;
+            metrics.step_duration.observe(start.elapsed().as_secs_f64());
+            drop(frames);
+            lanes.record(&turn, steps);
+        }
     }
+    Ok(())
 }
 
 fn warm_up(model: &mut dyn StreamingModel) -> Result<(), ModelError> {

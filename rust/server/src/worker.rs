@@ -15,7 +15,6 @@ use tracing::level_filters::LevelFilter;
 use crate::app::{App, Module, Presence, until_going_away};
 use crate::close_code;
 use crate::config::{AsrModule, Config, ConfigError, ModuleConfig};
-use crate::lanes::Lanes;
 use crate::limits::{DRAIN_DEADLINE, FAILURE_GRACE, Patience};
 use crate::logging;
 use crate::metrics::Metrics;
@@ -42,7 +41,8 @@ pub struct WorkerOptions {
     pub api_keys: Option<Vec<String>>,
 }
 
-/// Loads the model of the module with this name; called on the thread that will step it.
+/// Loads the model of the module with this name; called on the thread that will step it. The model
+/// may have another number of lanes than the configuration says.
 pub type LoadModel =
     Box<dyn Fn(&str, &AsrModule) -> Result<Box<dyn StreamingModel>, ModelError> + Send + Sync>;
 
@@ -207,15 +207,17 @@ impl Worker {
         let mut modules: Vec<Arc<Module>> = Vec::new();
         for (name, module) in config.modules {
             let load = Arc::clone(&load);
-            let started =
-                start_module(name.clone(), module, load, metrics.clone(), |lanes| ModelThread {
-                    module: name,
-                    warmup: config.warmup.enabled,
-                    lanes,
-                    metrics: metrics.clone(),
-                    failures: failures.clone(),
-                    present: threads.enter(),
-                });
+            let warmup = config.warmup.enabled;
+            let thread = |text, delay| ModelThread {
+                module: name.clone(),
+                warmup,
+                delay,
+                text,
+                metrics: metrics.clone(),
+                failures: failures.clone(),
+                present: threads.enter(),
+            };
+            let started = start_module(name.clone(), module, load, thread);
             match started.await {
                 Ok(module) => modules.push(Arc::new(module)),
                 Err(error) => {
@@ -282,13 +284,12 @@ fn port_error(addr: SocketAddr, error: &std::io::Error) -> WorkerError {
     }
 }
 
-/// Loads and warms up one model on the thread that `thread` describes.
+/// Loads and warms up one model on the thread that `thread` makes of its text decoder and delay.
 async fn start_module(
     name: String,
     config: ModuleConfig,
     load: Arc<LoadModel>,
-    metrics: Metrics,
-    thread: impl FnOnce(Arc<Lanes>) -> ModelThread,
+    thread: impl FnOnce(TextDecoder, usize) -> ModelThread,
 ) -> Result<Module, WorkerError> {
     let asr = config.asr();
     if asr.log_frequency_s.is_some() {
@@ -298,18 +299,16 @@ async fn start_module(
     let text = TextDecoder::load(tokenizer, asr.model.text_out_vocab_size).map_err(|error| {
         WorkerError::model(&name, ModelError::new(error.message).with_hint(error.hint))
     })?;
-    let lanes = Arc::new(Lanes::new(asr.batch_size, config.delay_in_tokens(), text, metrics));
-    tracing::info!(module = name, lanes = asr.batch_size, path = asr.path, "loading the model");
-    let thread = thread(Arc::clone(&lanes));
+    tracing::info!(module = name, path = asr.path, "loading the model");
     let ready = {
         let (name, asr) = (name.clone(), asr.clone());
-        thread.spawn(move || load(&name, &asr))
+        thread(text, config.delay_in_tokens()).spawn(move || load(&name, &asr))
     };
     let ready = match ready {
         Ok(ready) => ready.await.unwrap_or_else(|_| Err(ModelError::new("its thread ended"))),
         Err(error) => Err(ModelError::new(format!("no thread for it: {error}"))),
     };
-    ready.map_err(|error| WorkerError::model(&name, error))?;
+    let lanes = ready.map_err(|error| WorkerError::model(&name, error))?;
     Ok(Module { name, config, lanes })
 }
 

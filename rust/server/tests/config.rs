@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use moshi_ctl_core::Precision;
-use moshi_ctl_server::config::{Config, ConfigError, ModuleConfig};
+use moshi_ctl_core::{DeviceName, Precision};
+use moshi_ctl_server::config::{BatchSize, Config, ConfigError, ModuleConfig, Sizing};
 
 /// The 1B model's module as Kyutai publishes it; what differs between files is added or replaced.
 const PUBLISHED_1B: &str = r#"static_dir = "./static/"
@@ -106,7 +106,7 @@ fn published_speech_to_text_configurations_load() {
     ] {
         let module = module(text);
         assert_eq!(module.delay_in_tokens(), delay);
-        assert_eq!(module.asr().batch_size, lanes);
+        assert_eq!(module.asr().batch_size, BatchSize::Lanes(lanes));
         assert_eq!(module.asr().model.extra_heads.is_some(), heads);
     }
 }
@@ -123,7 +123,33 @@ fn defaults_and_environment() {
     assert!(config.authorized_ids.is_empty());
     assert!(!config.warmup.enabled);
     let asr = config.modules["asr"].asr();
-    assert_eq!((asr.batch_size, asr.precision), (8, Some(Precision::Bf16)));
+    assert_eq!((asr.batch_size, asr.precision), (BatchSize::Lanes(8), Some(Precision::Bf16)));
+}
+
+#[test]
+fn lanes_and_devices_may_be_left_to_the_controller() {
+    let auto = module(&with(PUBLISHED_1B, "batch_size = 64", "batch_size = \"auto\""));
+    assert_eq!((auto.asr().batch_size, auto.asr().device), (BatchSize::Auto, None));
+    let device = |line: &str| module(&with(PUBLISHED_1B, "temperature = 0.0", line)).asr().device;
+    assert_eq!(device("device = \"auto\""), None);
+    assert_eq!(device("device = \"cuda:1\""), Some(DeviceName::Cuda(1)));
+    assert_eq!(device("backend = \"cuda\""), Some(DeviceName::Cuda(0)));
+    let of_all = with(PUBLISHED_1B, "instance_name", "backend = \"cuda\"\ninstance_name");
+    assert_eq!(module(&of_all).asr().device, Some(DeviceName::Cuda(0)));
+    let one_of_all = with(&of_all, "temperature = 0.0", "device = \"cpu\"");
+    assert_eq!(module(&one_of_all).asr().device, Some(DeviceName::Cpu));
+    let summary = parse(&of_all).unwrap().summary_json();
+    assert_eq!(summary["modules"]["asr"]["device"], "cuda:0");
+    assert_eq!(summary["modules"]["asr"]["batch_size"], 64);
+}
+
+#[test]
+fn sizing_has_defaults() {
+    assert_eq!(parse(PUBLISHED_1B).unwrap().sizing, Sizing::default());
+    let section = "[sizing]\nreserve_mb = 1000\nestimate = false\nreal_time = false\n[modules.asr]";
+    let sizing = parse(&with(PUBLISHED_1B, "[modules.asr]", section)).unwrap().sizing;
+    let expected = Sizing { reserve_mb: Some(1000), estimate: false, real_time: false };
+    assert_eq!(sizing, expected);
 }
 
 #[test]
@@ -195,6 +221,12 @@ const WRONG: &[Wrong] = &[
     Wrong { line: "batch_size = 64", new: "batch_size = -1", key: "modules.asr.batch_size", at: 13, says: "`-1`", hints: "" },
     Wrong { line: "batch_size = 64", new: "batch_size = 0", key: "modules.asr.batch_size", at: 13, says: "is 0", hints: "streams" },
     Wrong { line: "batch_size = 64", new: "batch_size = 1000000", key: "modules.asr.batch_size", at: 13, says: "is 1000000", hints: "streams" },
+    Wrong { line: "batch_size = 64", new: "batch_size = \"automatic\"", key: "modules.asr.batch_size", at: 13, says: "or \"auto\"", hints: "" },
+    Wrong { line: "temperature = 0.0", new: "device = \"gpu\"", key: "modules.asr.device", at: 15, says: "`gpu` is not a device: use cpu, cuda, cuda:N or metal", hints: "" },
+    Wrong { line: "instance_name = \"tts\"", new: "instance_name = \"tts\"\ndevice = \"cuda:x\"", key: "device", at: 4, says: "`cuda:x`", hints: "" },
+    Wrong { line: "[modules.asr]", new: "[sizing]\nreserve_mb = -5\n[modules.asr]", key: "sizing.reserve_mb", at: 7, says: "`-5`", hints: "" },
+    Wrong { line: "[modules.asr]", new: "[sizing]\nreserve_mb = 99999999\n[modules.asr]", key: "sizing.reserve_mb", at: 7, says: "at most 1048576", hints: "512" },
+    Wrong { line: "[modules.asr]", new: "[sizing]\nreserve = 5\n[modules.asr]", key: "sizing.reserve", at: 7, says: "unknown key", hints: "reserve_mb" },
     Wrong { line: "context = 750", new: "context = 75000000", key: "modules.asr.model.transformer.context", at: 32, says: "is 75000000", hints: "" },
     Wrong { line: "temperature = 0.0", new: "temperature = -0.5", key: "modules.asr.temperature", at: 15, says: "is -0.5", hints: "likeliest" },
     Wrong { line: "temperature = 0.0", new: "temperature = nan", key: "modules.asr.temperature", at: 15, says: "is NaN", hints: "likeliest" },

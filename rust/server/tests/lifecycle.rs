@@ -189,9 +189,21 @@ async fn a_failed_start_says_why() {
     let error = Worker::start(config, Setup::options(), no_tokenizer.load()).await.unwrap_err();
     assert!(error.to_string().contains("text.model` cannot be read"), "{error}");
 
-    let too_few_lanes = Setup::new(2).model(|model| *model = support::model::FakeModel::new(1));
-    let error = too_few_lanes.try_start().await.unwrap_err().to_string();
-    assert!(error.contains("1 lanes instead of 2"), "{error}");
+    let no_lanes = Setup::new(1).model(|model| *model = support::model::FakeModel::new(0));
+    let error = no_lanes.try_start().await.unwrap_err().to_string();
+    assert!(error.contains("the model has no lanes"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lanes_that_are_offered_are_those_of_the_model() {
+    let setup = Setup::new(8).model(|model| *model = support::model::FakeModel::new(1));
+    let worker = setup.start().await;
+    let addr = worker.local_addr();
+    let info = http::get(addr, "/api/modules_info").await.json();
+    assert_eq!(info[0]["total_slots"], "1");
+    let _first = Client::connect(addr).await;
+    let mut second = Client::connect(addr).await;
+    assert_eq!(second.next().await, Some(Msg::Error { message: "no free channels".into() }));
 }
 
 #[tokio::test(flavor = "multi_thread")]

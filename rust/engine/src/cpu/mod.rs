@@ -102,6 +102,19 @@ impl Backend for CpuBackend {
     }
 }
 
+/// What would compute on this CPU, with as many threads as are wished for.
+///
+/// # Errors
+/// When there cannot be so many, or MOSHI_INSTRUCTIONS asks for what is not there.
+pub fn processor(threads: Option<usize>) -> Result<Processor, EngineError> {
+    Ok(Processor { threads: check_threads(threads)?, instructions: chosen()?.name() })
+}
+
+/// The instruction sets that kernels of ours have and this CPU too, the best first.
+pub fn available_instructions() -> Vec<&'static str> {
+    InstructionSet::available().into_iter().map(InstructionSet::name).collect()
+}
+
 /// How many threads a step has: as many as are wished for, else one per core.
 fn check_threads(wish: Option<usize>) -> Result<usize, EngineError> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);

@@ -6,9 +6,12 @@ use moshi_ctl_core::{Conditioner, DELAY_CONDITIONER};
 
 use super::error::Finding;
 use super::files::{HUB_PREFIX, files_mut};
-use super::{AsrModule, Config};
+use super::{AsrModule, BatchSize, Config};
 use crate::limits::MAX_LANES;
 use crate::routes::BUILT_IN_PATHS;
+
+/// More than any device has, in MiB.
+const MOST_RESERVED_MB: u64 = 1 << 20;
 
 impl Config {
     pub(super) fn check(&mut self) -> Result<(), Finding> {
@@ -20,6 +23,11 @@ impl Config {
         if self.authorized_ids.iter().any(super::ApiKey::is_empty) {
             return Err(Finding::new(&["authorized_ids"], "holds an empty key")
                 .with_hint("remove it, or write a key between the quotes"));
+        }
+        if let Some(reserve_mb) = self.sizing.reserve_mb.filter(|mb| *mb > MOST_RESERVED_MB) {
+            let message = format!("is {reserve_mb}, but can be at most {MOST_RESERVED_MB}");
+            return Err(Finding::new(&["sizing", "reserve_mb"], message)
+                .with_hint("it is MiB of a device's memory, such as 512"));
         }
         let mut paths: BTreeMap<String, String> = BTreeMap::new();
         for (name, module) in &mut self.modules {
@@ -55,12 +63,14 @@ fn check_path(name: &str, path: &str) -> Result<(), Finding> {
 
 fn check_module(name: &str, module: &mut AsrModule) -> Result<(), Finding> {
     let finding = |key: &str, message: String| Finding::new(&["modules", name, key], message);
-    if module.batch_size == 0 {
+    if module.batch_size == BatchSize::Lanes(0) {
         return Err(finding("batch_size", "is 0, but a model needs at least one lane".into())
             .with_hint("set it to how many streams are to be served at the same time"));
     }
-    if module.batch_size > MAX_LANES {
-        let message = format!("is {}, but can be at most {MAX_LANES}", module.batch_size);
+    if let BatchSize::Lanes(lanes) = module.batch_size
+        && lanes > MAX_LANES
+    {
+        let message = format!("is {lanes}, but can be at most {MAX_LANES}");
         return Err(finding("batch_size", message)
             .with_hint("set it to how many streams the machine can serve at the same time"));
     }

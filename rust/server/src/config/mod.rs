@@ -6,21 +6,24 @@ mod expand;
 mod explain;
 mod files;
 mod source;
+mod values;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use moshi_ctl_core::{LmShape, Precision, units};
-use serde::{Deserialize, Deserializer, Serialize};
+use moshi_ctl_core::{DeviceName, LmShape, Precision, units};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use toml::de::{DeTable, DeValue};
 
 pub use error::ConfigError;
 pub use files::FileReference;
+pub use values::BatchSize;
 
 use crate::secret::ApiKey;
 use error::Finding;
 use source::Source;
+use values::{auto_or_device, auto_or_precision, device_name};
 
 /// Lanes of an `Asr` module that does not say how many it wants; Kyutai's server makes a new
 /// model state per connection there and knows no limit.
@@ -44,6 +47,8 @@ pub struct Config {
     pub modules: BTreeMap<String, ModuleConfig>,
     /// What happens before the port opens.
     pub warmup: Warmup,
+    /// How lanes are made to fit the machine.
+    pub sizing: Sizing,
     source: Source,
 }
 
@@ -58,6 +63,24 @@ pub struct Warmup {
 impl Default for Warmup {
     fn default() -> Self {
         Self { enabled: true }
+    }
+}
+
+/// The `sizing` section.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sizing {
+    /// MiB of each device's memory that are left free; the controller's default when absent.
+    pub reserve_mb: Option<u64>,
+    /// Whether memory is computed from the shapes of models, instead of by rules of thumb.
+    pub estimate: bool,
+    /// Whether lanes that the CPU cannot keep in real time are given up before the port opens.
+    pub real_time: bool,
+}
+
+impl Default for Sizing {
+    fn default() -> Self {
+        Self { reserve_mb: None, estimate: true, real_time: true }
     }
 }
 
@@ -87,7 +110,15 @@ pub struct AsrModule {
     pub asr_delay_in_tokens: usize,
     /// Lanes: streams at the same time.
     #[serde(default = "default_asr_lanes")]
-    pub batch_size: usize,
+    pub batch_size: BatchSize,
+    /// Where the model runs; the controller's choice when absent or `auto`.
+    #[serde(
+        default,
+        alias = "backend",
+        deserialize_with = "auto_or_device",
+        serialize_with = "device_name"
+    )]
+    pub device: Option<DeviceName>,
     /// 0: the likeliest token; above: sampling.
     #[serde(default)]
     pub temperature: f64,
@@ -113,28 +144,8 @@ pub struct AsrModule {
     pub model: LmShape,
 }
 
-/// `auto` leaves the choice to the engine, as an absent key does.
-fn auto_or_precision<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Precision>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    enum Wish {
-        Auto,
-        F32,
-        F16,
-        Bf16,
-        Q8,
-    }
-    Ok(match Wish::deserialize(from)? {
-        Wish::Auto => None,
-        Wish::F32 => Some(Precision::F32),
-        Wish::F16 => Some(Precision::F16),
-        Wish::Bf16 => Some(Precision::Bf16),
-        Wish::Q8 => Some(Precision::Q8),
-    })
-}
-
-fn default_asr_lanes() -> usize {
-    DEFAULT_ASR_LANES
+fn default_asr_lanes() -> BatchSize {
+    BatchSize::Lanes(DEFAULT_ASR_LANES)
 }
 
 impl ModuleConfig {
@@ -221,6 +232,7 @@ impl Config {
             "instance_name": self.instance_name,
             "authorized_ids": self.authorized_ids.len(),
             "warmup": self.warmup,
+            "sizing": self.sizing,
             "modules": self.modules,
         })
     }
@@ -249,6 +261,11 @@ struct TopLevel {
     authorized_ids: Vec<ApiKey>,
     #[serde(default)]
     warmup: Warmup,
+    #[serde(default)]
+    sizing: Sizing,
+    /// Of the modules that name none.
+    #[serde(default, alias = "backend", deserialize_with = "auto_or_device")]
+    device: Option<DeviceName>,
     // Only named so that it is among the suggestions; taken out before.
     #[serde(default)]
     modules: (),
@@ -275,7 +292,10 @@ fn parse_table(mut table: DeTable<'_>) -> Result<Config, Finding> {
         .into_iter()
         .map(|(name, module)| {
             let name = name.into_inner().into_owned();
-            Ok((name.clone(), parse_module(&name, module.into_inner())?))
+            let mut module = parse_module(&name, module.into_inner())?;
+            let device = &mut module.asr_mut().device;
+            *device = device.or(top.device);
+            Ok((name, module))
         })
         .collect::<Result<_, Finding>>()?;
     Ok(Config {
@@ -285,6 +305,7 @@ fn parse_table(mut table: DeTable<'_>) -> Result<Config, Finding> {
         authorized_ids: top.authorized_ids,
         modules,
         warmup: top.warmup,
+        sizing: top.sizing,
         source: Source::default(),
     })
 }
