@@ -8,6 +8,7 @@ from typing import Any
 __all__ = [
     "ACCELERATORS",
     "FRAME_SAMPLES",
+    "MAX_LANES",
     "MAX_THREADS",
     "SAMPLE_RATE_HZ",
     "bench",
@@ -23,6 +24,7 @@ __all__ = [
 ACCELERATORS: tuple[str, ...]
 SAMPLE_RATE_HZ: int
 FRAME_SAMPLES: int
+MAX_LANES: int
 MAX_THREADS: int
 
 def bench(

@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from moshi_ctl import _native, config, hub, interrupts, shipped
+from moshi_ctl import _native, config, hub, interrupts, report, shipped
 from moshi_ctl.config import Config
 from moshi_ctl.errors import ModelFileError, UsageError
+from moshi_ctl.units import BYTES_PER_GB, BYTES_PER_MB
 
 DEFAULT_LANES: Final = "1,2,4,8,12,16"
 DEFAULT_STEPS: Final = 60
 
 _MOST_DIGITS: Final = 9
 _FRAME_MS: Final = 1e3 * _native.FRAME_SAMPLES / _native.SAMPLE_RATE_HZ
-_BYTES_PER_GB: Final = 1e9
-_BYTES_PER_MB: Final = 1e6
 
 # Whose shape is measured when no configuration is given, and what its random weights are called.
 _RANDOM_CONFIG: Final = "stt-1b-en_fr"
@@ -55,7 +53,7 @@ class BenchOptions:
     steps: int
     threads: int | None
     precision: str | None
-    cpu: bool
+    device: str | None
     as_json: bool
 
 
@@ -167,7 +165,7 @@ def _run(subject: _Subject, options: BenchOptions) -> None:
         steps=options.steps,
         threads=options.threads,
         precision=options.precision,
-        cpu=options.cpu,
+        device=options.device,
         progress=lambda lanes: _say(f"measuring {_lanes(lanes)} ..."),
     )
     results = {
@@ -202,7 +200,7 @@ def _conclusions(measurements: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_table(results: dict[str, Any]) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = report.console()
     weights = "random weights" if results["random_weights"] else "its weights"
     console.print(
         f"{results['config']}, {weights}: {results['precision']}, keys and values in "
@@ -246,11 +244,11 @@ def _memory(results: dict[str, Any]) -> str:
         return ""
     # A ring takes memory as it fills.
     filled = "" if results["context"] == Context.FULL.value else ", more as it fills its context"
-    return f" A further lane takes {per_lane / _BYTES_PER_MB:.0f} MB{filled}."
+    return f" A further lane takes {per_lane / BYTES_PER_MB:.0f} MB{filled}."
 
 
 def _gigabytes(size: int | None) -> str:
-    return "?" if size is None else f"{size / _BYTES_PER_GB:.2f}"
+    return "?" if size is None else f"{size / BYTES_PER_GB:.2f}"
 
 
 def _lanes(count: int) -> str:

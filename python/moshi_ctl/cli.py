@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from enum import Enum
 from pathlib import Path
@@ -15,9 +16,14 @@ from moshi_ctl import (
     bench,
     checkpoint,
     config,
+    devices,
     env,
+    fitting,
     hub,
     keys,
+    options,
+    plan,
+    plan_view,
     quantizing,
     report,
     shipped,
@@ -25,7 +31,20 @@ from moshi_ctl import (
     worker,
 )
 from moshi_ctl.client import DEFAULT_URL
+from moshi_ctl.config import Config
 from moshi_ctl.errors import ConfigError, MoshiCtlError, UsageError
+from moshi_ctl.options import (
+    CapabilityOption,
+    ComputePrecision,
+    ConfigOption,
+    CpuOption,
+    DeviceOption,
+    FreeOption,
+    KvPrecisionOption,
+    PrecisionOption,
+    ReserveOption,
+    ThreadsOption,
+)
 
 app = typer.Typer(
     name="moshi-ctl",
@@ -54,16 +73,6 @@ class FilePrecision(str, Enum):
     F16 = "f16"
     BF16 = "bf16"
     # Known so that the refusal can say where such a file comes from; not in the help.
-    Q8 = "q8"
-
-
-class ComputePrecision(str, Enum):
-    """How a model's matrices, or its keys and values, are held in memory."""
-
-    AUTO = "auto"
-    F32 = "f32"
-    F16 = "f16"
-    BF16 = "bf16"
     Q8 = "q8"
 
 
@@ -96,25 +105,60 @@ def _prepare(
     env.load_dot_env(Path.cwd())
 
 
-ConfigOption = Annotated[
-    str,
-    typer.Option(
-        "--config", metavar="CONFIG", help="A TOML file, or the name of a shipped configuration."
-    ),
-]
+def _plan(
+    config_path: Path,
+    wishes: plan.Wishes,
+    free_mb: float | None,
+    compute_capability: str | None,
+) -> tuple[Config, plan.Plan]:
+    configuration = config.read(config_path)
+    simulated = options.simulated(free_mb, compute_capability, wishes.device)
+    machine = devices.read_machine(simulated)
+    return configuration, plan.make(configuration, machine, wishes, only_plans=True)
 
 
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        max=_native.MAX_THREADS,
-        envvar=env.MOSHI_THREADS.name,
-        help="Threads of a step on the CPU; one per physical core without it.",
-        show_default=False,
-    ),
-]
+@app.command("plan")
+def _show_plan(
+    config: ConfigOption,
+    device: DeviceOption = None,
+    cpu: CpuOption = False,
+    precision: PrecisionOption = None,
+    kv_precision: KvPrecisionOption = None,
+    reserve_mb: ReserveOption = None,
+    free_mb: FreeOption = None,
+    compute_capability: CapabilityOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show what a worker would decide, without starting anything: device, precision, lanes."""
+    wishes = options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu)
+    _, decided = _plan(shipped.find(config), wishes, free_mb, compute_capability)
+    if as_json:
+        typer.echo(json.dumps(plan_view.as_json(decided), indent=2))
+    else:
+        plan_view.show(decided, report.console())
+    decided.refuse_what_does_not_fit()
+
+
+@app.command("fit")
+def _fit(
+    config: ConfigOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")],
+    device: DeviceOption = None,
+    cpu: CpuOption = False,
+    precision: PrecisionOption = None,
+    kv_precision: KvPrecisionOption = None,
+    reserve_mb: ReserveOption = None,
+    free_mb: FreeOption = None,
+    compute_capability: CapabilityOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a copy of a configuration with the lanes and precisions that fit this machine."""
+    wishes = options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu)
+    configuration, decided = _plan(shipped.find(config), wishes, free_mb, compute_capability)
+    changes = fitting.write(configuration, decided, out, overwrite=force)
+    for change in changes:
+        typer.echo(change)
+    typer.echo(f"{out}: {len(changes) or 'no'} change{'' if len(changes) == 1 else 's'}")
 
 
 @app.command("worker")
@@ -129,42 +173,24 @@ def _worker(
     port: Annotated[
         int, typer.Option("--port", "-p", min=0, max=65_535, help="Port; 0: any free one.")
     ] = 8080,
-    cpu: Annotated[
-        bool, typer.Option("--cpu", help="Use the CPU even where there is an accelerator.")
-    ] = False,
+    device: DeviceOption = None,
+    cpu: CpuOption = False,
     threads: ThreadsOption = None,
-    precision: Annotated[
-        ComputePrecision | None,
-        typer.Option(
-            "--precision",
-            case_sensitive=False,
-            help="Of the language models, whatever the configuration says; auto: the device's.",
-            show_default=False,
-        ),
-    ] = None,
-    kv_precision: Annotated[
-        ComputePrecision | None,
-        typer.Option(
-            "--kv-precision",
-            case_sensitive=False,
-            help="Of their keys and values; auto: what goes with the precision.",
-            show_default=False,
-        ),
-    ] = None,
+    precision: PrecisionOption = None,
+    kv_precision: KvPrecisionOption = None,
+    reserve_mb: ReserveOption = None,
     silent: Annotated[bool, typer.Option("--silent", help="Log to files only.")] = False,
 ) -> None:
     """Serve the models of a configuration until Ctrl-C or SIGTERM."""
-    options = worker.WorkerOptions(
+    worker_options = worker.WorkerOptions(
         addr=addr,
         port=port,
         log_level=log.value,
         silent=silent,
-        cpu=cpu,
         threads=threads,
-        precision=precision.value if precision else None,
-        kv_precision=kv_precision.value if kv_precision else None,
+        wishes=options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu),
     )
-    worker.run(shipped.find(config), options)
+    worker.run(shipped.find(config), worker_options)
 
 
 @app.command("validate")
@@ -182,7 +208,7 @@ def _validate(
             report.fail(error)
             failed = True
             continue
-        served = ", ".join(f"{name} at {path}" for name, path in checked.modules.items())
+        served = ", ".join(f"{name} at {module.path}" for name, module in checked.modules.items())
         typer.echo(f"{value}: ok ({served})")
         for file in checked.files:
             if hub.parse(file.value) is None and not Path(file.value).is_file():
@@ -271,9 +297,8 @@ def _bench(
             show_default=False,
         ),
     ] = None,
-    cpu: Annotated[
-        bool, typer.Option("--cpu", help="Use the CPU even where there is an accelerator.")
-    ] = False,
+    device: DeviceOption = None,
+    cpu: CpuOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     random_dir: Annotated[
         Path | None,
@@ -285,13 +310,13 @@ def _bench(
     ] = None,
 ) -> None:
     """Measure how many streams a model keeps in real time on this machine."""
-    options = bench.BenchOptions(
+    bench_options = bench.BenchOptions(
         lanes=bench.parse_lanes(lanes),
         context=context,
         steps=steps,
         threads=threads,
         precision=precision.value if precision else None,
-        cpu=cpu,
+        device=options.device_of(device, cpu=cpu),
         as_json=as_json,
     )
     if config is not None:
@@ -300,11 +325,11 @@ def _bench(
                 "--random-dir: a configuration names its own files",
                 hint="leave out --random-dir or --config",
             )
-        bench.run(shipped.find(config), module, options)
+        bench.run(shipped.find(config), module, bench_options)
     elif module is not None:
         raise UsageError("--module: there is no configuration", hint="add --config")
     else:
-        bench.run_with_random_weights(random_dir or bench.default_random_folder(), options)
+        bench.run_with_random_weights(random_dir or bench.default_random_folder(), bench_options)
 
 
 @app.command("random-checkpoint")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from moshi_ctl import _native
+
+# What a configuration says where it leaves the number of lanes to the controller.
+_AUTO: Final = "auto"
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,56 @@ class ModelFile:
 
 
 @dataclass(frozen=True)
+class Module:
+    """A model to serve.
+
+    Attributes:
+        path: Where it is served.
+        lanes: How many streams it is to serve at the same time; None for as many as fit.
+        device: Where it is to run; None leaves that to the controller.
+    """
+
+    path: str
+    lanes: int | None
+    device: str | None
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """How lanes are made to fit.
+
+    Attributes:
+        reserve_mb: MiB of each device's memory that are left free; None for the default.
+        estimate: Whether memory is computed from the shapes of models.
+        real_time: Whether lanes that the CPU cannot keep in real time are given up.
+    """
+
+    reserve_mb: int | None
+    estimate: bool
+    real_time: bool
+
+
+@dataclass(frozen=True)
 class Config:
     """A configuration that passed the extension's checks.
 
     Attributes:
         path: Its file.
         key_count: How many keys it lists.
-        modules: The path each module is served at, by the module's name.
+        log_dir: The folder of the server's log files.
+        modules: What it serves, by the module's name.
         files: The files of all modules.
+        warms_up: Whether models step before the port opens.
+        sizing: How lanes are made to fit.
     """
 
     path: Path
     key_count: int
-    modules: dict[str, str]
+    log_dir: Path
+    modules: dict[str, Module]
     files: tuple[ModelFile, ...]
+    warms_up: bool
+    sizing: Sizing
 
 
 def read(path: Path, *, require_files: bool = False) -> Config:
@@ -50,6 +90,18 @@ def read(path: Path, *, require_files: bool = False) -> Config:
     return Config(
         path=path,
         key_count=summary["authorized_ids"],
-        modules={name: module["path"] for name, module in summary["modules"].items()},
+        log_dir=Path(summary["log_dir"]),
+        modules={name: _module(module) for name, module in summary["modules"].items()},
         files=tuple(ModelFile(**file) for file in summary["files"]),
+        warms_up=summary["warmup"]["enabled"],
+        sizing=Sizing(**summary["sizing"]),
+    )
+
+
+def _module(summary: dict[str, Any]) -> Module:
+    lanes = summary["batch_size"]
+    return Module(
+        path=summary["path"],
+        lanes=None if lanes == _AUTO else lanes,
+        device=summary["device"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,24 @@ MOSHI_INSTRUCTIONS = Variable(
     "MOSHI_INSTRUCTIONS",
     "For diagnosis: the instruction set of the CPU kernels, instead of the best one there is.",
 )
+MOSHI_RESERVE_MB = Variable(
+    "MOSHI_RESERVE_MB",
+    "Memory of each device that is left free when lanes are made to fit, in MiB; 512 unless the "
+    "configuration or --reserve-mb says otherwise.",
+)
+MOSHI_MEMORY_ESTIMATE = Variable(
+    "MOSHI_MEMORY_ESTIMATE",
+    "off: rules of thumb say what a model needs, instead of its shape; on is the default.",
+)
+MOSHI_PER_BATCH_ITEM_MB = Variable(
+    "MOSHI_PER_BATCH_ITEM_MB",
+    "Memory of a lane, in MiB, instead of what is computed; 400 where the estimate is off.",
+)
+MOSHI_MODEL_PARAMS_BILLIONS = Variable(
+    "MOSHI_MODEL_PARAMS_BILLIONS",
+    "Parameters of a language model, in billions, instead of what its file says; 7.0 where the "
+    "estimate is off and the file is not here yet.",
+)
 HF_ENDPOINT = Variable("HF_ENDPOINT", "Where hf:// files come from instead of the public hub.")
 HF_TOKEN = Variable("HF_TOKEN", "Access token for hf:// files that need one.")
 HF_HOME = Variable("HF_HOME", "Folder that keeps downloaded hf:// files (in its subfolder hub).")
@@ -43,6 +62,10 @@ VARIABLES = (
     MOSHI_CTL_DEMO_DIR,
     MOSHI_THREADS,
     MOSHI_INSTRUCTIONS,
+    MOSHI_RESERVE_MB,
+    MOSHI_MEMORY_ESTIMATE,
+    MOSHI_PER_BATCH_ITEM_MB,
+    MOSHI_MODEL_PARAMS_BILLIONS,
     HF_ENDPOINT,
     HF_TOKEN,
     HF_HOME,
@@ -52,6 +75,9 @@ VARIABLES = (
 """All of them. Besides these, a configuration may name any variable as `$NAME`."""
 
 DOT_ENV = ".env"
+
+_ON = ("on", "1", "true", "yes")
+_OFF = ("off", "0", "false", "no")
 
 
 def load_dot_env(folder: Path) -> None:
@@ -85,3 +111,47 @@ def value_of(variable: Variable) -> str | None:
     """The value of `variable`; blank counts as not set."""
     value = os.environ.get(variable.name, "").strip()
     return value or None
+
+
+def number_of(variable: Variable, least: float, most: float, unit: str) -> float | None:
+    """The number that `variable` is set to, or None when it is not set.
+
+    Raises:
+        UsageError: When it is no number, or outside of what makes sense.
+    """
+    value = value_of(variable)
+    return None if value is None else number(variable.name, value, least, most, unit)
+
+
+def number(name: str, value: str, least: float, most: float, unit: str) -> float:
+    """The number in `value`, which a user gave for `name`.
+
+    Raises:
+        UsageError: When it is no number, or outside of what makes sense.
+    """
+    try:
+        parsed = float(value)
+    except ValueError:
+        parsed = math.nan
+    if not least <= parsed <= most:
+        what = "is not a number" if math.isnan(parsed) else "is out of range"
+        raise UsageError(
+            f"{name}: {value!r} {what}",
+            hint=f"use a number of {unit} from {least:g} to {most:g}",
+        )
+    return parsed
+
+
+def switch_of(variable: Variable, *, default: bool) -> bool:
+    """Whether `variable` is switched on.
+
+    Raises:
+        UsageError: When it is set to something that is neither on nor off.
+    """
+    value = value_of(variable)
+    if value is None:
+        return default
+    word = value.lower()
+    if word in _ON or word in _OFF:
+        return word in _ON
+    raise UsageError(f"{variable.name}: {value!r} is neither on nor off", hint="use on or off")

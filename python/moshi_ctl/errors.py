@@ -66,6 +66,10 @@ class WorkerError(MoshiCtlError):
     """The server could not start, or ended on its own."""
 
 
+class SizingError(MoshiCtlError):
+    """A model that does not fit, whatever its number of lanes."""
+
+
 class ModelFileError(MoshiCtlError):
     """A model file could not be fetched or written."""
 

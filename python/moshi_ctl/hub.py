@@ -56,6 +56,14 @@ def fetch_all(values: Iterable[str], *, show_progress: bool) -> dict[str, Path]:
     return {value: fetch(file, show_progress=show_progress) for value, file in wanted.items()}
 
 
+def cached(file: HubFile) -> Path | None:
+    """The local path of `file` if it was downloaded before."""
+    import huggingface_hub
+
+    path = huggingface_hub.try_to_load_from_cache(file.repository, file.name)
+    return Path(path) if isinstance(path, str) else None
+
+
 def fetch(file: HubFile, *, show_progress: bool) -> Path:
     """The local path of `file`, downloaded into the hub cache if it is not there yet.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moshi_ctl import _native
 from moshi_ctl.errors import UsageError
+from moshi_ctl.units import size
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Quantized:
         return (
             f"{_count(self.quantized, 'matrix', 'matrices')} quantized, "
             f"{_count(self.kept, 'tensor', 'tensors')} kept, "
-            f"{_size(self.bytes_in)} -> {_size(self.bytes_out)}"
+            f"{size(self.bytes_in)} -> {size(self.bytes_out)}"
         )
 
 
@@ -61,10 +62,3 @@ def run(source: Path, target: Path, *, overwrite: bool) -> Quantized:
 def _count(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
 
-
-def _size(size: int) -> str:
-    """Bytes in the unit that leaves the fewest digits, as disks are sold."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB")):
-        if size >= unit:
-            return f"{size / unit:.2f} {name}"
-    return f"{size / 1000:.2f} kB"

@@ -10,6 +10,11 @@ from rich.text import Text
 from moshi_ctl.errors import MoshiCtlError
 
 
+def console() -> Console:
+    """Standard output, for text whose lines stay lines."""
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
 def fail(error: MoshiCtlError) -> None:
     """Writes an error to standard error."""
     _write("error", "bold red", str(error), error.hint)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from moshi_ctl import _native, config, hub, interrupts, keys
+from moshi_ctl import _native, config, devices, gpu, hub, interrupts, keys, plan, plan_view
 from moshi_ctl.env import MOSHI_API_KEY
 from moshi_ctl.errors import UsageError
-from moshi_ctl.report import warn
+from moshi_ctl.plan import Wishes
+from moshi_ctl.report import console, warn
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,16 @@ class WorkerOptions:
         port: Port to listen on; 0 for any free one.
         log_level: How much to log.
         silent: Whether the console stays empty.
-        cpu: Whether accelerators are left alone.
         threads: Threads of a step on the CPU; one per physical core if None.
-        precision: Replaces that of every module, "auto" being the device's.
-        kv_precision: Replaces that of every module, "auto" being what goes with the precision.
+        wishes: What replaces what the configuration says of devices and precisions.
     """
 
     addr: str
     port: int
     log_level: str
     silent: bool
-    cpu: bool
     threads: int | None = None
-    precision: str | None = None
-    kv_precision: str | None = None
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 def run(config_path: Path, options: WorkerOptions) -> None:
@@ -45,7 +42,8 @@ def run(config_path: Path, options: WorkerOptions) -> None:
     Raises:
         UsageError: When the address or the keys do not allow it.
         ConfigError: When the configuration cannot be used.
-        ModelFileError: When a file cannot be downloaded.
+        SizingError: When a model does not fit.
+        ModelFileError: When a file cannot be downloaded, or is another model's.
         WorkerError: When the server cannot start or fails.
     """
     addr = _ip_address(options.addr)
@@ -57,6 +55,12 @@ def run(config_path: Path, options: WorkerOptions) -> None:
             f"no API key is set: every program on this machine can use the server at {addr}",
             hint=f"set {MOSHI_API_KEY.name} to change that",
         )
+    gpu.number_cards_as_nvml_does()
+    machine = devices.read_machine()
+    decided = plan.make(configuration, machine, options.wishes, only_plans=False)
+    if not options.silent:
+        plan_view.show(decided, console())
+    decided.refuse_what_does_not_fit()
     files = hub.fetch_all(
         (file.value for file in configuration.files), show_progress=not options.silent
     )
@@ -67,10 +71,8 @@ def run(config_path: Path, options: WorkerOptions) -> None:
             port=options.port,
             log_level=options.log_level,
             silent=options.silent,
-            cpu=options.cpu,
             threads=options.threads,
-            precision=options.precision,
-            kv_precision=options.kv_precision,
+            decisions=decided.decisions(),
             files={value: str(path) for value, path in files.items()},
             api_keys=api_keys,
         )

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use moshi_ctl_core::ModelError;
 use moshi_ctl_engine::measure::{Context, Memory, Plan, Summary, measure, synthetic_speech};
 use moshi_ctl_engine::{AsrModel, AsrSpec};
+use moshi_ctl_server::config::MAX_LANES;
 use moshi_ctl_server::worker::WorkerError;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
@@ -17,9 +18,6 @@ use serde_json::{Value, json};
 use crate::errors::{usage_error, worker_error};
 use crate::serve::{self, spec};
 use crate::{load_config, precision, to_python};
-
-/// As many as a configuration may ask for.
-const MOST_LANES: usize = 4096;
 
 /// Steps until caches and clock rates have settled.
 const WARMUP_STEPS: usize = 5;
@@ -55,9 +53,9 @@ pub(crate) fn bench<'py>(
     lanes.sort_unstable();
     lanes.dedup();
     let most_lanes = match (lanes.first(), lanes.last()) {
-        (Some(1..), Some(&most)) if most <= MOST_LANES => most,
+        (Some(1..), Some(&most)) if most <= MAX_LANES => most,
         _ => {
-            let message = format!("lanes: {lanes:?}, but each must be within 1 and {MOST_LANES}");
+            let message = format!("lanes: {lanes:?}, but each must be within 1 and {MAX_LANES}");
             return Err(usage_error(py, &message, "write numbers such as 1,2,4,8"));
         }
     };

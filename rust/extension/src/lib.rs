@@ -74,6 +74,7 @@ fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>>
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("SAMPLE_RATE_HZ", units::SAMPLE_RATE_HZ)?;
     module.add("FRAME_SAMPLES", units::FRAME_SAMPLES)?;
+    module.add("MAX_LANES", moshi_ctl_server::config::MAX_LANES)?;
     module.add("MAX_THREADS", moshi_ctl_engine::MAX_THREADS)?;
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(read_config, module)?)?;

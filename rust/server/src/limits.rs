@@ -15,7 +15,7 @@ pub(crate) const MAX_MESSAGE_READ_BYTES: usize = 2 * MAX_MESSAGE_BYTES;
 pub(crate) const MAX_POST_BYTES: usize = 100 << 20;
 
 /// Lanes of a module; one device serves far fewer.
-pub(crate) const MAX_LANES: usize = 4096;
+pub const MAX_LANES: usize = 4096;
 
 /// Samples a lane holds unprocessed before its session stops reading: one minute. Clients in the
 /// field end a recording with up to 40 s of silence at once and expect their pings to be read

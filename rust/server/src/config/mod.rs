@@ -20,6 +20,8 @@ pub use error::ConfigError;
 pub use files::FileReference;
 pub use values::BatchSize;
 
+pub use crate::limits::MAX_LANES;
+
 use crate::secret::ApiKey;
 use error::Finding;
 use source::Source;

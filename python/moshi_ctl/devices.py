@@ -1,0 +1,225 @@
+"""What models can run on here, and which of it a module gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from moshi_ctl import _native, gpu, ram
+from moshi_ctl.errors import UsageError
+from moshi_ctl.gpu import Gpu, GpuProcess, Gpus, Problem
+from moshi_ctl.ram import Ram
+from moshi_ctl.units import BYTES_PER_MIB
+
+CPU: Final = "cpu"
+METAL: Final = "metal"
+CUDA: Final = "cuda"
+FIRST_CUDA: Final = "cuda:0"
+
+# The CUDA that builds with CUDA are made with; drivers serve that and older ones.
+REQUIRED_CUDA: Final = (13, 0)
+REQUIRED_DRIVER: Final = 580
+
+# Of a Mac's memory, what Metal lets its graphics processor use.
+_METAL_SHARE: Final = 0.75
+
+_ON_THE_CPU: Final = (
+    "expect a few streams: two recent cores hold up to eight of STT 1B, and lanes that cannot be "
+    "kept in real time are not offered; --device cpu asks for this without a warning"
+)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Something with memory that models run on.
+
+    Attributes:
+        name: `cpu`, `cuda:N` or `metal`.
+        title: What it is, for people.
+        total_bytes: Its memory.
+        free_bytes: What of it can be had now.
+        compute_capability: Of a CUDA device.
+        processes: Who holds memory of a card, where that is known.
+        is_simulated: Whether it exists only in what the user said.
+    """
+
+    name: str
+    title: str
+    total_bytes: int
+    free_bytes: int
+    compute_capability: tuple[int, int] | None = None
+    processes: tuple[GpuProcess, ...] = ()
+    is_simulated: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A device for a module.
+
+    Attributes:
+        device: The device.
+        reason: Why this one, in a few words.
+        warnings: What the user should know about it.
+    """
+
+    device: Device
+    reason: str
+    warnings: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to run models on.
+
+    Attributes:
+        ram: The memory programs share.
+        gpus: NVIDIA's cards.
+        accelerators: What this build of the extension can use: `cuda`, `metal` or nothing.
+        simulated: A device to plan for instead of those that are here.
+    """
+
+    ram: Ram
+    gpus: Gpus
+    accelerators: tuple[str, ...]
+    simulated: Device | None = None
+
+
+def read_machine(simulated: Device | None = None) -> Machine:
+    """What is here now; never fails, whatever the driver does."""
+    return Machine(ram.read(), gpu.read(), _native.ACCELERATORS, simulated)
+
+
+def simulate(free_mb: float, compute_capability: tuple[int, int] | None) -> Device:
+    """A card with so much free memory, or without compute capability a machine without a card."""
+    free_bytes = int(free_mb * BYTES_PER_MIB)
+    if compute_capability is None:
+        return Device(CPU, "a simulated machine", free_bytes, free_bytes, is_simulated=True)
+    return Device(
+        FIRST_CUDA,
+        "a simulated card",
+        free_bytes,
+        free_bytes,
+        compute_capability,
+        is_simulated=True,
+    )
+
+
+def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
+    """The device for a module.
+
+    Without a wish it is the card with the most free memory, where this build can use one, and
+    else the CPU.
+
+    Args:
+        wish: `cpu`, `cuda`, `cuda:N`, `metal`, or None.
+        machine: What there is.
+        only_plans: Whether a device may be chosen that this build cannot use.
+
+    Raises:
+        UsageError: When the device that is wished for is not there or cannot be used.
+    """
+    if machine.simulated is not None:
+        return _simulated(wish, machine.simulated)
+    if wish is None:
+        return _automatic(machine)
+    if wish == CPU:
+        return Choice(_cpu(machine), "asked for")
+    found = {card.device: card for card in machine.gpus.found}
+    name = FIRST_CUDA if wish == CUDA else wish
+    if name != METAL and name not in found:
+        raise _no_such_card(name, machine.gpus)
+    device = _metal(machine) if name == METAL else _card(found[name])
+    obstacle = _obstacle(METAL if name == METAL else CUDA, machine)
+    if obstacle is None:
+        return Choice(device, "asked for")
+    if only_plans:
+        return Choice(device, "asked for", (Problem(f"{name}: {obstacle.message}", obstacle.hint),))
+    raise UsageError(f"{name} is asked for: {obstacle.message}", hint=obstacle.hint)
+
+
+def _automatic(machine: Machine) -> Choice:
+    if METAL in machine.accelerators:
+        return Choice(_metal(machine), "this build uses Metal")
+    cards = machine.gpus.found
+    obstacle = _obstacle(CUDA, machine) if cards else None
+    if cards and obstacle is None:
+        best = max(cards, key=lambda card: card.free_bytes)
+        reason = "the only card" if len(cards) == 1 else "the card with the most free memory"
+        return Choice(_card(best), reason, machine.gpus.problems)
+    if obstacle is not None:
+        names = ", ".join(f"{card.name} ({card.device})" for card in cards)
+        whys = (f"{names}: {obstacle.message}", *([obstacle.hint] if obstacle.hint else []))
+    else:
+        whys = tuple(
+            text
+            for problem in machine.gpus.problems
+            for text in (problem.message, problem.hint)
+            if text
+        )
+    why = "; ".join(whys) or "there is no card"
+    warning = Problem(f"the models run on the CPU: {why}", _ON_THE_CPU)
+    return Choice(_cpu(machine), "there is no card to use", (warning,))
+
+
+def _simulated(wish: str | None, device: Device) -> Choice:
+    sort = device.name.partition(":")[0]
+    if wish is not None and wish.partition(":")[0] != sort:
+        raise UsageError(
+            f"{wish} is asked for, but a {sort} device is simulated",
+            hint="leave out --device, or --compute-capability where it should be the CPU",
+        )
+    return Choice(device, "simulated")
+
+
+def _obstacle(accelerator: str, machine: Machine) -> Problem | None:
+    """Why this build cannot use a device of this sort."""
+    if accelerator not in machine.accelerators:
+        return Problem(
+            f"this build of moshi-ctl has no support for {accelerator}",
+            f"install a build with {accelerator}",
+        )
+    cuda = machine.gpus.cuda_version
+    if accelerator == CUDA and cuda is not None and cuda < REQUIRED_CUDA:
+        return Problem(
+            f"the driver {machine.gpus.driver_version} serves CUDA {_version(cuda)}, "
+            f"this build needs {_version(REQUIRED_CUDA)}",
+            f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer",
+        )
+    return None
+
+
+def _no_such_card(name: str, gpus: Gpus) -> UsageError:
+    names = ", ".join(f"{card.device} ({card.name})" for card in gpus.found)
+    why = "; ".join(problem.message for problem in gpus.problems)
+    there = f"there is only {names}" if names else why or "there is no card"
+    return UsageError(
+        f"{name} is asked for, but {there}",
+        hint="name another device with --device, such as cpu; `moshi-ctl plan --free-mb N "
+        "--compute-capability X.Y` plans for a card that is not here",
+    )
+
+
+def _cpu(machine: Machine) -> Device:
+    title = "this container's memory" if machine.ram.is_limited else "this machine's memory"
+    return Device(CPU, title, machine.ram.total_bytes, machine.ram.available_bytes)
+
+
+def _metal(machine: Machine) -> Device:
+    most = int(_METAL_SHARE * machine.ram.total_bytes)
+    free = min(most, machine.ram.available_bytes)
+    return Device(METAL, "this Mac's graphics processor", most, free)
+
+
+def _card(card: Gpu) -> Device:
+    return Device(
+        card.device,
+        card.name,
+        card.total_bytes,
+        card.free_bytes,
+        card.compute_capability,
+        card.processes,
+    )
+
+
+def _version(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,173 @@
+"""The options that several commands share, and what they say together."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from moshi_ctl import _native, devices, env
+from moshi_ctl.errors import UsageError
+from moshi_ctl.plan import DEFAULT_RESERVE_MIB, MOST_RESERVE_MIB, Wishes
+
+_DEVICE_NAME = re.compile(r"auto|cpu|metal|cuda(:\d{1,3})?")
+_COMPUTE_CAPABILITY = re.compile(r"([5-9]|[1-9]\d)\.(\d)")
+
+
+class ComputePrecision(str, Enum):
+    """How a model's matrices, or its keys and values, are held in memory."""
+
+    AUTO = "auto"
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8 = "q8"
+
+
+ConfigOption = Annotated[
+    str,
+    typer.Option(
+        "--config", metavar="CONFIG", help="A TOML file, or the name of a shipped configuration."
+    ),
+]
+
+
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        max=_native.MAX_THREADS,
+        envvar=env.MOSHI_THREADS.name,
+        help="Threads of a step on the CPU; one per physical core without it.",
+        show_default=False,
+    ),
+]
+
+
+def _device_name(value: str | None) -> str | None:
+    if value is None or _DEVICE_NAME.fullmatch(value):
+        return value
+    raise typer.BadParameter(f"{value!r} is not a device: use auto, cpu, cuda, cuda:N or metal")
+
+
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="[auto|cpu|cuda:N|metal]",
+        callback=_device_name,
+        help="Where models run, whatever the configuration says; auto: a card that this build "
+        "can use, else the CPU.",
+        show_default=False,
+    ),
+]
+
+CpuOption = Annotated[bool, typer.Option("--cpu", help="The same as --device cpu.")]
+
+PrecisionOption = Annotated[
+    ComputePrecision | None,
+    typer.Option(
+        "--precision",
+        case_sensitive=False,
+        help="Of the language models, whatever the configuration says; auto: the device's.",
+        show_default=False,
+    ),
+]
+
+KvPrecisionOption = Annotated[
+    ComputePrecision | None,
+    typer.Option(
+        "--kv-precision",
+        case_sensitive=False,
+        help="Of their keys and values; auto: what goes with the precision.",
+        show_default=False,
+    ),
+]
+
+ReserveOption = Annotated[
+    float | None,
+    typer.Option(
+        "--reserve-mb",
+        min=0,
+        max=MOST_RESERVE_MIB,
+        help=f"MiB of each device that are left free; {DEFAULT_RESERVE_MIB:.0f} unless the "
+        f"configuration or {env.MOSHI_RESERVE_MB.name} says otherwise.",
+        show_default=False,
+    ),
+]
+
+FreeOption = Annotated[
+    float | None,
+    typer.Option(
+        "--free-mb",
+        min=1,
+        max=MOST_RESERVE_MIB,
+        help="Plan for a card with so many MiB free instead of what is here; with --device cpu, "
+        "for a machine.",
+        show_default=False,
+    ),
+]
+
+CapabilityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--compute-capability",
+        metavar="X.Y",
+        help="Of the card that --free-mb stands for: 7.5 is Turing, 8.6 Ampere, 8.9 Ada, 9.0 "
+        "Hopper.",
+        show_default=False,
+    ),
+]
+
+
+def device_of(device: str | None, *, cpu: bool) -> str | None:
+    """What --device and --cpu say together; None leaves the choice to others."""
+    if cpu and device not in (None, devices.CPU):
+        raise UsageError(f"--cpu contradicts --device {device}", hint="leave out one of them")
+    return devices.CPU if cpu else device
+
+
+def wishes(
+    device: str | None,
+    precision: ComputePrecision | None,
+    kv_precision: ComputePrecision | None,
+    reserve_mb: float | None,
+    *,
+    cpu: bool,
+) -> Wishes:
+    return Wishes(
+        device=device_of(device, cpu=cpu),
+        precision=precision.value if precision else None,
+        kv_precision=kv_precision.value if kv_precision else None,
+        reserve_mib=reserve_mb,
+    )
+
+
+def simulated(
+    free_mb: float | None, compute_capability: str | None, device: str | None
+) -> devices.Device | None:
+    """The device that --free-mb and --compute-capability stand for."""
+    if free_mb is None and compute_capability is None:
+        return None
+    if free_mb is None:
+        raise UsageError(
+            "--compute-capability stands for a card, but how much memory it has is not said",
+            hint="add --free-mb, such as 7500",
+        )
+    if compute_capability is None:
+        if device != devices.CPU:
+            raise UsageError(
+                "--free-mb stands for a card, but of which sort is not said",
+                hint="add --compute-capability, such as 7.5, or --device cpu for a machine",
+            )
+        return devices.simulate(free_mb, None)
+    match = _COMPUTE_CAPABILITY.fullmatch(compute_capability)
+    if match is None:
+        raise UsageError(
+            f"--compute-capability: {compute_capability!r} is not one",
+            hint="write major and minor with a dot between, from 5.0 to 99.9, such as 7.5",
+        )
+    return devices.simulate(free_mb, (int(match[1]), int(match[2])))
