@@ -49,7 +49,7 @@ pub(crate) fn serve(
         module.precision = wish(py, precision, module.precision)?;
         module.kv_precision = wish(py, kv_precision, module.kv_precision)?;
     }
-    let options = WorkerOptions { addr, port, log_level, silent, api_keys };
+    let options = WorkerOptions { addr, port, log_level, silent, api_keys, jwt_secret: None };
     let load = move |_: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
         Ok(Box::new(AsrModel::load(&spec(module, cpu, threads))?))
     };
