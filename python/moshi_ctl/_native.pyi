@@ -50,6 +50,7 @@ def serve(
     kv_precision: str | None,
     files: dict[str, str | PathLike[str]],
     api_keys: list[str] | None,
+    jwt_secret: str | None,
 ) -> None: ...
 def write_random_checkpoint(
     config_path: str | PathLike[str],

@@ -16,11 +16,12 @@ use crate::precision::wish;
 
 /// Serves a configuration until SIGINT or SIGTERM. `files` maps the file strings of the
 /// configuration to the local paths found for them. `precision`, `kv_precision` and `api_keys`
-/// replace what the configuration says of them, `auto` being the engine's choice.
+/// replace what the configuration says of them, `auto` being the engine's choice; tokens signed by
+/// `jwt_secret` are keys beside those.
 #[pyfunction]
 #[pyo3(signature = (
     config_path, *, addr, port, log_level, silent, cpu, threads, precision, kv_precision, files,
-    api_keys
+    api_keys, jwt_secret
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
@@ -37,6 +38,7 @@ pub(crate) fn serve(
     kv_precision: Option<&str>,
     files: BTreeMap<String, PathBuf>,
     api_keys: Option<Vec<String>>,
+    jwt_secret: Option<String>,
 ) -> PyResult<()> {
     let addr: IpAddr = addr.parse().map_err(|_| {
         let message = format!("`{addr}` is not an IP address");
@@ -49,7 +51,7 @@ pub(crate) fn serve(
         module.precision = wish(py, precision, module.precision)?;
         module.kv_precision = wish(py, kv_precision, module.kv_precision)?;
     }
-    let options = WorkerOptions { addr, port, log_level, silent, api_keys, jwt_secret: None };
+    let options = WorkerOptions { addr, port, log_level, silent, api_keys, jwt_secret };
     let load = move |_: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
         Ok(Box::new(AsrModel::load(&spec(module, cpu, threads))?))
     };
