@@ -36,6 +36,7 @@ def server(demo_dir: Path) -> Iterator[Worker]:
 def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "MOSHI_API_KEY",
+        "BETTER_AUTH_SECRET",
         "MOSHI_CTL_DEMO_DIR",
         "MOSHI_THREADS",
         "MOSHI_INSTRUCTIONS",

@@ -40,6 +40,28 @@ def test_unusable_keys_are_refused_and_not_repeated(
         assert secret not in said
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("secret", "secret"), (" a, b ", " a, b "), ("", None), (" \t", None)],
+)
+def test_a_secret_is_taken_as_it_is(
+    value: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BETTER_AUTH_SECRET", value)
+    assert keys.jwt_secret_from_environment() == expected
+
+
+def test_no_variable_is_no_secret() -> None:
+    assert keys.jwt_secret_from_environment() is None
+
+
+@pytest.mark.parametrize(
+    ("secret", "short"), [("x" * 31, True), ("x" * 32, False), ("ü" * 15, True), ("ü" * 16, False)]
+)
+def test_secrets_are_measured_in_bytes(secret: str, short: bool) -> None:
+    assert keys.is_short_for_tokens(secret) is short
+
+
 @pytest.mark.parametrize("addr", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_may_be_open(addr: str) -> None:
     keys.refuse_open_server(addr)

@@ -67,4 +67,5 @@ def test_an_address_that_is_none_is_refused(
             kv_precision=None,
             files={},
             api_keys=None,
+            jwt_secret=None,
         )

@@ -65,6 +65,7 @@ def serve(
     decisions: dict[str, dict[str, Any]],
     files: dict[str, str | PathLike[str]],
     api_keys: list[str] | None,
+    jwt_secret: str | None,
 ) -> None: ...
 def write_random_checkpoint(
     config_path: str | PathLike[str],

@@ -23,6 +23,11 @@ MOSHI_API_KEY = Variable(
     "Keys that clients may use, separated by commas; replaces authorized_ids of the configuration. "
     "`moshi-ctl transcribe` uses the first one.",
 )
+BETTER_AUTH_SECRET = Variable(
+    "BETTER_AUTH_SECRET",
+    "Secret of JSON Web Tokens (HS256, with `exp`) that clients may use as keys beside the others; "
+    "32 bytes or more.",
+)
 MOSHI_CTL_DEMO_DIR = Variable(
     "MOSHI_CTL_DEMO_DIR", "Folder of the model files of the `demo` configuration."
 )
@@ -59,6 +64,7 @@ NO_COLOR = Variable("NO_COLOR", "Anything: no colours.")
 
 VARIABLES = (
     MOSHI_API_KEY,
+    BETTER_AUTH_SECRET,
     MOSHI_CTL_DEMO_DIR,
     MOSHI_THREADS,
     MOSHI_INSTRUCTIONS,

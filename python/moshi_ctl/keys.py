@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 
-from moshi_ctl.env import MOSHI_API_KEY, value_of
+from moshi_ctl.env import BETTER_AUTH_SECRET, MOSHI_API_KEY, value_of
 from moshi_ctl.errors import UsageError
+
+MIN_JWT_SECRET_BYTES = 32
+"""What RFC 7518, section 3.2, asks of a secret for HS256."""
 
 
 def keys_from_environment() -> list[str] | None:
@@ -31,6 +35,33 @@ def keys_from_environment() -> list[str] | None:
                 hint="use letters, digits and punctuation only",
             )
     return keys
+
+
+def jwt_secret_from_environment() -> str | None:
+    """The secret in `BETTER_AUTH_SECRET`, or None when it is not set or blank.
+
+    Blanks around it stay: whoever signs with the same variable does not trim it either.
+
+    Raises:
+        UsageError: When it is not text. No message ever repeats it.
+    """
+    secret = os.environ.get(BETTER_AUTH_SECRET.name, "")
+    if not secret.strip():
+        return None
+    try:
+        secret.encode()
+    except UnicodeEncodeError:
+        # Not chained: that error would show the secret.
+        raise UsageError(
+            f"{BETTER_AUTH_SECRET.name} is not UTF-8 text",
+            hint="set it to the text that the tokens are signed with, or unset it",
+        ) from None
+    return secret
+
+
+def is_short_for_tokens(jwt_secret: str) -> bool:
+    """Whether somebody with a token could find the secret by trying."""
+    return len(jwt_secret.encode()) < MIN_JWT_SECRET_BYTES
 
 
 def is_loopback(addr: str) -> bool:

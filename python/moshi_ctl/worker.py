@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moshi_ctl import _native, config, devices, gpu, hub, interrupts, keys, plan, plan_view
-from moshi_ctl.env import MOSHI_API_KEY
+from moshi_ctl.env import BETTER_AUTH_SECRET, MOSHI_API_KEY
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import Wishes
 from moshi_ctl.report import console, warn
@@ -49,7 +49,15 @@ def run(config_path: Path, options: WorkerOptions) -> None:
     addr = _ip_address(options.addr)
     configuration = config.read(config_path, require_files=True)
     api_keys = keys.keys_from_environment()
-    if api_keys is None and configuration.key_count == 0:
+    jwt_secret = keys.jwt_secret_from_environment()
+    if jwt_secret is not None and keys.is_short_for_tokens(jwt_secret):
+        warn(
+            f"{BETTER_AUTH_SECRET.name} is shorter than {keys.MIN_JWT_SECRET_BYTES} bytes: "
+            "whoever sees a token could find it by trying, and sign tokens too",
+            hint="use a longer one, such as `openssl rand -base64 32` prints, here and where "
+            "tokens are signed",
+        )
+    if api_keys is None and jwt_secret is None and configuration.key_count == 0:
         keys.refuse_open_server(addr)
         warn(
             f"no API key is set: every program on this machine can use the server at {addr}",
@@ -75,6 +83,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
             decisions=decided.decisions(),
             files={value: str(path) for value, path in files.items()},
             api_keys=api_keys,
+            jwt_secret=jwt_secret,
         )
 
 

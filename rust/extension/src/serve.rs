@@ -26,10 +26,12 @@ pub(crate) struct Decision {
 
 /// Serves a configuration until SIGINT or SIGTERM. `files` maps the file strings of the
 /// configuration to the local paths found for them. `decisions` say for each module where it runs,
-/// how, and with how many lanes at most; `api_keys` replace those of the configuration.
+/// how, and with how many lanes at most; `api_keys` replace those of the configuration,
+/// and tokens signed by `jwt_secret` are keys beside those.
 #[pyfunction]
 #[pyo3(signature = (
-    config_path, *, addr, port, log_level, silent, threads, decisions, files, api_keys
+    config_path, *, addr, port, log_level, silent, threads, decisions, files, api_keys,
+    jwt_secret
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
@@ -44,6 +46,7 @@ pub(crate) fn serve(
     decisions: BTreeMap<String, Decision>,
     files: BTreeMap<String, PathBuf>,
     api_keys: Option<Vec<String>>,
+    jwt_secret: Option<String>,
 ) -> PyResult<()> {
     let addr: IpAddr = addr.parse().map_err(|_| {
         let message = format!("`{addr}` is not an IP address");
@@ -62,7 +65,7 @@ pub(crate) fn serve(
         module.kv_precision = wish(py, Some(&decision.kv_precision), None)?;
         module.device = Some(device(py, &decision.device)?);
     }
-    let options = WorkerOptions { addr, port, log_level, silent, api_keys };
+    let options = WorkerOptions { addr, port, log_level, silent, api_keys, jwt_secret };
     let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
     let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
     let measures = config.warmup.enabled && config.sizing.real_time;

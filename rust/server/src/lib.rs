@@ -20,6 +20,7 @@ mod routes;
 mod secret;
 mod session;
 mod signals;
+mod token;
 mod tokenizer;
 mod transcript;
 pub mod worker;

@@ -23,6 +23,7 @@ use crate::port::Port;
 use crate::routes;
 use crate::secret::{ApiKey, KeyRing};
 use crate::signals::Signals;
+use crate::token::TokenVerifier;
 use crate::tokenizer::TextDecoder;
 
 pub use crate::build_info::build_info;
@@ -39,6 +40,8 @@ pub struct WorkerOptions {
     pub silent: bool,
     /// Keys that replace the configuration's, if there is at least one.
     pub api_keys: Option<Vec<String>>,
+    /// Secret of JSON Web Tokens (HS256) that are keys beside the plain ones; blank is none.
+    pub jwt_secret: Option<String>,
 }
 
 /// Loads the model of the module with this name; called on the thread that will step it. The model
@@ -253,13 +256,15 @@ fn keys(config: &Config, options: &WorkerOptions) -> Result<KeyRing, WorkerError
         Some(keys) if !keys.is_empty() => keys.iter().map(ApiKey::new).collect(),
         _ => config.authorized_ids.clone(),
     };
-    if keys.is_empty() && !options.addr.is_loopback() {
+    let secret = options.jwt_secret.as_deref().filter(|secret| !secret.trim().is_empty());
+    let ring = KeyRing::new(keys, secret.map(|secret| TokenVerifier::new(secret.as_bytes())));
+    if ring.is_empty() && !options.addr.is_loopback() {
         return Err(WorkerError::start(
             format!("there is no API key, and {} can be reached by others", options.addr),
             "set MOSHI_API_KEY (in .env or the environment) or authorized_ids, or listen on 127.0.0.1",
         ));
     }
-    Ok(KeyRing::new(keys))
+    Ok(ring)
 }
 
 fn claim_port(options: &WorkerOptions) -> Result<Port, WorkerError> {

@@ -217,9 +217,24 @@ async fn without_a_key_only_this_machine_is_served() {
     assert!(error.to_string().contains("no API key"), "{error}");
     assert!(error.hint().unwrap().contains("MOSHI_API_KEY"));
 
-    let server = Worker::start(config, Setup::options(), setup.load()).await.unwrap();
+    let server = Worker::start(config.clone(), Setup::options(), setup.load()).await.unwrap();
     let mut client = Client::request(server.local_addr(), PATH, &[]).await.unwrap();
     assert_eq!(client.next().await, Some(Msg::Ready));
+
+    // A secret of tokens counts as a key, a blank one does not.
+    let everywhere = |secret: &str| {
+        let mut options = Setup::options();
+        options.addr = Ipv4Addr::UNSPECIFIED.into();
+        options.jwt_secret = Some(secret.into());
+        options
+    };
+    for blank in ["", " \n"] {
+        let started = Worker::start(config.clone(), everywhere(blank), setup.load()).await;
+        assert!(started.unwrap_err().to_string().contains("no API key"));
+    }
+    let server = Worker::start(config, everywhere("a secret"), setup.load()).await.unwrap();
+    let addr = (Ipv4Addr::LOCALHOST, server.local_addr().port()).into();
+    assert!(Client::request(addr, PATH, &[]).await.is_err());
 
     // Keys from the outside replace those of the configuration.
     let mut options = Setup::options();

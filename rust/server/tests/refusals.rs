@@ -4,9 +4,11 @@ mod support;
 
 use futures_util::SinkExt;
 use moshi_ctl_core::units::{TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING};
+use moshi_ctl_server::worker::Worker;
 use support::client::words;
 use support::model::{frame, frames};
-use support::{Client, DELAY, KEY, Msg, PATH, Setup, http, used_slots};
+use support::token::{HS256, expiring_in, message, signed};
+use support::{Client, DELAY, KEY, Msg, PATH, Setup, http, used_slots, wav};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 const END: u32 = TEXT_TOKEN_END_OF_PADDING;
@@ -53,6 +55,54 @@ async fn only_a_key_opens_a_module() {
     }
     let no_upgrade = http::request(addr, "GET", PATH, &[(HEADER, KEY.as_bytes())], b"").await;
     assert!((400..500).contains(&no_upgrade.status) && no_upgrade.status != 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_a_module_as_a_key_does() {
+    let secret = "a secret of thirty-two bytes or more";
+    let setup = Setup::new(1);
+    let mut options = Setup::options();
+    options.jwt_secret = Some(secret.into());
+    let server = Worker::start(setup.config(), options, setup.load()).await.unwrap();
+    let addr = server.local_addr();
+    let audio = wav::mono(24_000, &frame(PAD));
+    let in_header = |token: &str| (PATH.to_string(), vec![(HEADER, token.as_bytes().to_vec())]);
+    let in_query = |token: &str| (format!("{PATH}?auth_id={token}"), vec![]);
+
+    let good = signed(secret, HS256, &expiring_in(600));
+    let unsigned = format!("{}.", message(r#"{"alg":"none"}"#, &expiring_in(600)));
+    for token in [
+        signed(secret, HS256, &expiring_in(-1)),
+        signed(secret, HS256, "{}"),
+        signed("another secret", HS256, &expiring_in(600)),
+        signed(secret, r#"{"alg":"HS512"}"#, &expiring_in(600)),
+        unsigned,
+        good[..good.len() - 1].to_string(),
+        format!("{good}x"),
+        secret.replace(' ', "%20"),
+        "x".repeat(8000),
+    ] {
+        for (path, headers) in [in_header(&token), in_query(&token)] {
+            let headers: Vec<_> = headers.iter().map(|(name, key)| (*name, &key[..])).collect();
+            let refused = Client::request(addr, &path, &headers).await.err();
+            let Some(Error::Http(response)) = refused else { panic!("{token}: let in") };
+            assert_eq!(response.status(), 401, "{token}");
+            let answer = http::request(addr, "POST", &path, &headers, &audio).await;
+            assert_eq!(answer.status, 401, "{token}");
+            assert!(!answer.text().contains(&token), "{token}");
+        }
+    }
+    assert_eq!(used_slots(addr).await, "0");
+
+    for (path, headers) in [in_header(&good), in_query(&good), in_header(KEY)] {
+        let headers: Vec<_> = headers.iter().map(|(name, key)| (*name, &key[..])).collect();
+        let mut client = Client::request(addr, &path, &headers).await.unwrap();
+        assert_eq!(client.next().await, Some(Msg::Ready));
+        drop(client);
+        support::wait_until_free(addr).await;
+        assert_eq!(http::request(addr, "POST", &path, &headers, &audio).await.status, 200);
+        support::wait_until_free(addr).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ pub mod client;
 pub mod http;
 pub mod model;
 pub mod ogg;
+pub mod token;
 pub mod wav;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -74,6 +75,7 @@ impl Setup {
             log_level: "info".into(),
             silent: true,
             api_keys: None,
+            jwt_secret: None,
         }
     }
 
