@@ -43,5 +43,7 @@ def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
         "HF_TOKEN",
         "HF_ENDPOINT",
         "HF_HUB_OFFLINE",
+        "CUDA_VISIBLE_DEVICES",
+        "CUDA_DEVICE_ORDER",
     ):
         monkeypatch.delenv(name, raising=False)

@@ -60,6 +60,14 @@ HF_ENDPOINT = Variable("HF_ENDPOINT", "Where hf:// files come from instead of th
 HF_TOKEN = Variable("HF_TOKEN", "Access token for hf:// files that need one.")
 HF_HOME = Variable("HF_HOME", "Folder that keeps downloaded hf:// files (in its subfolder hub).")
 HF_HUB_OFFLINE = Variable("HF_HUB_OFFLINE", "1: use only hf:// files that are already there.")
+CUDA_VISIBLE_DEVICES = Variable(
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA cards to use, by number or UUID, separated by commas; empty: none.",
+)
+CUDA_DEVICE_ORDER = Variable(
+    "CUDA_DEVICE_ORDER",
+    "How CUDA numbers the cards; unless set, PCI_BUS_ID, which is how `nvidia-smi` numbers them.",
+)
 NO_COLOR = Variable("NO_COLOR", "Anything: no colours.")
 
 VARIABLES = (
@@ -76,6 +84,8 @@ VARIABLES = (
     HF_TOKEN,
     HF_HOME,
     HF_HUB_OFFLINE,
+    CUDA_VISIBLE_DEVICES,
+    CUDA_DEVICE_ORDER,
     NO_COLOR,
 )
 """All of them. Besides these, a configuration may name any variable as `$NAME`."""

@@ -12,7 +12,14 @@ COMMAND = [sys.executable, "-m", "moshi_ctl"]
 TIMEOUT_S = 60.0
 
 # Whatever the developer's shell has set must not reach the program under test.
-_OURS = ("MOSHI_", "BETTER_AUTH_SECRET", "HF_", "HUGGING_FACE_")
+_OURS = (
+    "MOSHI_",
+    "BETTER_AUTH_SECRET",
+    "HF_",
+    "HUGGING_FACE_",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+)
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
