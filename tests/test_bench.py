@@ -177,7 +177,8 @@ def test_random_weights_are_written_once(
     monkeypatch.setattr(bench, "_RANDOM_CONFIG", "demo")
     (tmp_path / "lm.safetensors.1.partial").touch()
     options = bench.BenchOptions(
-        lanes=(1,), context=bench.Context.EMPTY, steps=2, threads=None, precision=None, cpu=True,
+        lanes=(1,), context=bench.Context.EMPTY, steps=2, threads=None, precision=None,
+        device="cpu",
         as_json=True,
     )  # fmt: skip
     bench.run_with_random_weights(tmp_path, options)
@@ -222,7 +223,7 @@ def test_the_extension_checks_what_it_is_given(
     monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(demo_dir))
     arguments: dict[str, Any] = {
         "config_path": shipped.path_of("demo"), "module": "asr", "files": {}, "lanes": [1],
-        "full_context": False, "steps": 1, "threads": None, "precision": None, "cpu": True,
+        "full_context": False, "steps": 1, "threads": None, "precision": None, "device": "cpu",
         "progress": print,
     }  # fmt: skip
     with pytest.raises(UsageError, match=message):
@@ -236,5 +237,5 @@ def test_an_error_of_the_progress_callback_ends_it(
     with pytest.raises(ZeroDivisionError):
         _native.bench(
             shipped.path_of("demo"), "asr", files={}, lanes=[1], full_context=False, steps=1,
-            threads=None, precision=None, cpu=True, progress=lambda lanes: lanes // 0,
+            threads=None, precision=None, device="cpu", progress=lambda lanes: lanes // 0,
         )  # fmt: skip

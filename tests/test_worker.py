@@ -32,9 +32,9 @@ def refusal(
     assert "Traceback" not in result.stderr
     assert "listening on" not in result.stdout + result.stderr
     lines = result.stderr.splitlines()
-    error = next(line for line in lines if line.startswith("error: "))
-    hint = next((line for line in lines if line.startswith("hint: ")), None)
-    return error, hint
+    at = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    hint = next((line for line in lines[at:] if line.startswith("hint: ")), None)
+    return lines[at], hint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -12,7 +12,6 @@ import typer
 
 from moshi_ctl import (
     __version__,
-    _native,
     bench,
     checkpoint,
     config,

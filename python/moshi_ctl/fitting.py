@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -37,7 +36,7 @@ def write(configuration: Config, plan: Plan, target: Path, *, overwrite: bool) -
     document = tomlkit.parse(configuration.path.read_text(encoding="utf-8"))
     changes = []
     for module in plan.modules:
-        table = document["modules"][module.module]  # type: ignore[index]
+        table = document["modules"][module.module]
         values: dict[str, int | str] = {"batch_size": module.lanes}
         # What the configuration leaves to the machine is written down; dtype_override says the
         # same as precision.
@@ -64,7 +63,7 @@ def _write_whole(target: Path, text: str) -> None:
         try:
             draft.write_text(text, encoding="utf-8", newline="")
             draft.chmod(0o644)
-            os.replace(draft, target)
+            draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)
     except OSError as error:

@@ -138,6 +138,7 @@ def wishes(
     *,
     cpu: bool,
 ) -> Wishes:
+    """What the options say of the decision."""
     return Wishes(
         device=device_of(device, cpu=cpu),
         precision=precision.value if precision else None,

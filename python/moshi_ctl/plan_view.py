@@ -146,7 +146,7 @@ def _fewer(module: ModulePlan) -> Text:
 
 def _notes(module: ModulePlan) -> list[Text]:
     most = " · ".join(
-        f"{name} {'–' if lanes is None else lanes}"
+        f"{name} {'no' if lanes is None else lanes}"
         for name, lanes in module.lanes_by_precision.items()
     )
     return [

@@ -61,4 +61,3 @@ def run(source: Path, target: Path, *, overwrite: bool) -> Quantized:
 
 def _count(number: int, one: str, more: str) -> str:
     return f"{number} {one if number == 1 else more}"
-

@@ -81,10 +81,26 @@ def worker(
     cwd: Path,
     env: Mapping[str, str] | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
+    device: str | None = "cpu",
 ) -> Iterator[Worker]:
-    """Starts a worker on a free loopback port; `env` replaces the default key."""
+    """Starts a worker on a free loopback port; `env` replaces the default key.
+
+    Without a `device` the worker chooses, and says so.
+    """
+    on_device = [] if device is None else ["--device", device]
     process = subprocess.Popen(
-        [*cli.COMMAND, "worker", "--config", str(config), "-a", "127.0.0.1", "-p", "0", *arguments],
+        [
+            *cli.COMMAND,
+            "worker",
+            "--config",
+            str(config),
+            "-a",
+            "127.0.0.1",
+            "-p",
+            "0",
+            *on_device,
+            *arguments,
+        ],
         cwd=cwd,
         env=cli.environment({"MOSHI_API_KEY": KEY} if env is None else env),
         stdout=subprocess.PIPE,
