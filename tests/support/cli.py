@@ -11,6 +11,14 @@ from pathlib import Path
 COMMAND = [sys.executable, "-m", "moshi_ctl"]
 TIMEOUT_S = 60.0
 
+# Becomes the program after it has limited itself.
+_LIMITED = """
+import os, resource, sys
+limit = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 # Whatever the developer's shell has set must not reach the program under test.
 _OURS = (
     "MOSHI_",
@@ -28,14 +36,22 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "NO_COLOR": "1", "HF_HOME": "/nonexistent", **(extra or {})}
 
 
+def command(address_space_bytes: int | None = None) -> list[str]:
+    """What starts the program; with a limit it gets no more memory than that."""
+    if address_space_bytes is None:
+        return COMMAND
+    return [sys.executable, "-c", _LIMITED, str(address_space_bytes), *COMMAND]
+
+
 def run(
     *arguments: str | Path,
     cwd: Path,
     env: Mapping[str, str] | None = None,
     timeout_s: float = TIMEOUT_S,
+    address_space_bytes: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
+        [*command(address_space_bytes), *map(str, arguments)],
         cwd=cwd,
         env=environment(env),
         capture_output=True,

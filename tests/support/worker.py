@@ -82,6 +82,7 @@ def worker(
     env: Mapping[str, str] | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
     device: str | None = "cpu",
+    address_space_bytes: int | None = None,
 ) -> Iterator[Worker]:
     """Starts a worker on a free loopback port; `env` replaces the default key.
 
@@ -90,7 +91,7 @@ def worker(
     on_device = [] if device is None else ["--device", device]
     process = subprocess.Popen(
         [
-            *cli.COMMAND,
+            *cli.command(address_space_bytes),
             "worker",
             "--config",
             str(config),

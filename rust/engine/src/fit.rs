@@ -29,46 +29,51 @@ pub fn load_what_fits(mut spec: AsrSpec) -> Result<AsrModel, EngineError> {
 }
 
 /// Gives up the lanes of a model on the CPU that cannot be kept in real time when `models` such
-/// models share the machine. One lane always stays: it can transcribe files.
+/// models share the machine. One lane always stays: it can transcribe files. Fewer lanes than
+/// somebody has wished for are a warning.
 ///
 /// # Errors
 /// When the model fails.
-pub fn keep_real_time_lanes(model: &mut AsrModel, models: usize) -> Result<(), ModelError> {
-    let wanted = model.lanes();
-    let measured = lanes_in_real_time(model, wanted, models)?;
+pub fn keep_real_time_lanes(
+    model: &mut AsrModel,
+    models: usize,
+    wish: Option<usize>,
+) -> Result<(), ModelError> {
+    let most = model.lanes();
+    let measured = lanes_in_real_time(model, most, models)?;
     model.keep_lanes(measured.lanes.max(1));
     for lane in 0..model.lanes() {
         model.reset(lane, 0)?;
     }
-    report(wanted, &measured);
+    report(&measured, wish);
     Ok(())
 }
 
-fn report(wanted: usize, measured: &RealTimeLanes) {
-    let RealTimeLanes { lanes, limit, .. } = *measured;
-    let ms = |lanes| measured.step(lanes).unwrap_or_default().as_secs_f64() * 1e3;
-    let limit = limit.as_secs_f64() * 1e3;
-    if lanes == wanted {
-        tracing::info!(
-            "{lanes} lanes are kept in real time: a step of all takes {:.1} ms, {limit:.0} may",
-            ms(lanes)
-        );
-        return;
-    }
-    let beyond = measured.tried.iter().map(|(tried, _)| *tried).filter(|tried| *tried > lanes);
-    let beyond = beyond.min().unwrap_or(lanes + 1);
-    if lanes == 0 {
-        tracing::error!(
-            "this machine keeps no stream in real time: a step of {beyond} takes {:.1} ms, \
-             {limit:.0} may. One lane is offered, for files; live streams fall behind",
-            ms(beyond)
-        );
-    } else {
-        tracing::warn!(
-            "{lanes} of {wanted} lanes are offered: a step of {lanes} takes {:.1} ms, one of \
-             {beyond} {:.1} ms, and {limit:.0} may",
-            ms(lanes),
-            ms(beyond)
-        );
+fn report(measured: &RealTimeLanes, wish: Option<usize>) {
+    let step = |lanes| {
+        let ms = measured.step(lanes).unwrap_or_default().as_secs_f64() * 1e3;
+        format!("a step of {lanes} takes {ms:.1} ms")
+    };
+    let limit = format!("{:.0} ms are allowed", measured.limit.as_secs_f64() * 1e3);
+    let lanes = measured.lanes;
+    let tried = measured.tried.iter().map(|(tried, _)| *tried);
+    match (lanes, tried.filter(|tried| *tried > lanes).min()) {
+        (0, beyond) => tracing::error!(
+            "no stream is kept in real time: {}, {limit}. One lane is offered, for files; live \
+             streams fall behind",
+            step(beyond.unwrap_or(1))
+        ),
+        (lanes, Some(beyond)) if wish.is_some_and(|wish| lanes < wish) => tracing::warn!(
+            "{lanes} lanes are offered instead of {}: {}, {}, {limit}",
+            wish.unwrap_or_default(),
+            step(lanes),
+            step(beyond)
+        ),
+        (lanes, Some(beyond)) => {
+            tracing::info!("{lanes} lanes are offered: {}, {}, {limit}", step(lanes), step(beyond))
+        }
+        (lanes, None) => {
+            tracing::info!("{lanes} lanes are kept in real time: {}, {limit}", step(lanes));
+        }
     }
 }

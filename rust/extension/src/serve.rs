@@ -54,12 +54,16 @@ pub(crate) fn serve(
     })?;
     let mut config = load_config(py, &config_path)?;
     config.resolve(&files);
+    let mut wishes = BTreeMap::new();
     for (name, module) in &mut config.modules {
         let Some(decision) = decisions.get(name) else {
             let message = format!("nothing was decided for module `{name}`");
             return Err(usage_error(py, &message, "decide for every module"));
         };
         let module = module.asr_mut();
+        if let BatchSize::Lanes(lanes) = module.batch_size {
+            wishes.insert(name.clone(), lanes);
+        }
         module.batch_size = BatchSize::Lanes(decision.lanes);
         module.precision = wish(py, Some(&decision.precision), None)?;
         module.kv_precision = wish(py, Some(&decision.kv_precision), None)?;
@@ -69,13 +73,14 @@ pub(crate) fn serve(
     let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
     let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
     let measures = config.warmup.enabled && config.sizing.real_time;
-    let load = move |_: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
-        let mut model = load_what_fits(spec(module, threads))?;
-        if measures && on_cpu(module) {
-            keep_real_time_lanes(&mut model, models_on_cpu)?;
-        }
-        Ok(Box::new(model))
-    };
+    let load =
+        move |name: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
+            let mut model = load_what_fits(spec(module, threads))?;
+            if measures && on_cpu(module) {
+                keep_real_time_lanes(&mut model, models_on_cpu, wishes.get(name).copied())?;
+            }
+            Ok(Box::new(model))
+        };
     py.detach(|| worker::run(config, options, Box::new(load)))
         .map_err(|error| worker_error(py, &error))
 }

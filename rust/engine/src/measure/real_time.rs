@@ -13,8 +13,8 @@ use super::{Context, Plan, Subject, Summary, measure, synthetic_speech};
 const SHARE_FOR_STEPS: f64 = 0.9;
 
 /// Steps that count for a number of lanes, and that come before them.
-const STEPS: NonZeroUsize = NonZeroUsize::new(15).expect("15 is not zero");
-const WARMUP_STEPS: usize = 3;
+const STEPS: NonZeroUsize = NonZeroUsize::new(11).expect("11 is not zero");
+const WARMUP_STEPS: usize = 2;
 
 /// Numbers of lanes that are tried; after as many, the best one so far is taken.
 const MOST_TRIES: usize = 8;
