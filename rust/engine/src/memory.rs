@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use moshi_ctl_core::units::FRAME_SAMPLES;
-use moshi_ctl_core::{CodecShape, Conditioner, LmShape, Norm, Precision, TransformerShape};
+use moshi_ctl_core::{CodecShape, LmShape, Norm, Precision, TransformerShape};
 use serde::Serialize;
 
 use crate::EngineError;
@@ -120,27 +120,6 @@ impl<'a> MemorySubject<'a> {
     }
 }
 
-/// How many parameters the language model of `shape` has.
-pub fn count_parameters(shape: &LmShape) -> u64 {
-    let d = shape.transformer.d_model;
-    let heads = shape.extra_heads.map_or(0, |heads| heads.num_heads * heads.dim);
-    let rows = shape.text_in_vocab_size
-        + shape.audio_codebooks * shape.audio_vocab_size
-        + shape.text_out_vocab_size
-        + heads;
-    let conditioners = shape.conditioners.iter().flat_map(|map| map.values());
-    let conditioners = conditioners.map(|conditioner| match conditioner {
-        Conditioner::Lut(lut) => (lut.n_bins + 1 + d) * lut.dim + d,
-        Conditioner::ContinuousAttribute(attribute) => (attribute.dim + 1) * d,
-    });
-    let TransformerShape { num_layers, norm, .. } = shape.transformer;
-    let matrices = matrices_of_layer(&shape.transformer);
-    let layer = matrices.iter().map(|(outputs, inputs)| outputs * inputs).sum::<usize>()
-        + 2 * vectors_of_norm(norm) * d;
-    let all = rows * d + num_layers * layer + vectors_of_norm(norm) * d;
-    (all + conditioners.sum::<usize>()) as u64
-}
-
 /// How many parameters the model in `file` has, by its header.
 ///
 /// # Errors
@@ -203,15 +182,11 @@ pub(crate) fn matrices_of_layer(shape: &TransformerShape) -> Vec<(usize, usize)>
     vec![(3 * d, d), (d, d), (up, d), (d, down)]
 }
 
-fn vectors_of_norm(norm: Norm) -> usize {
-    match norm {
-        Norm::RmsNorm => 1,
-        Norm::LayerNorm => 2,
-    }
-}
-
 fn norm(kind: Norm, width: usize) -> u64 {
-    floats(vectors_of_norm(kind) * width)
+    match kind {
+        Norm::RmsNorm => floats(width),
+        Norm::LayerNorm => floats(2 * width),
+    }
 }
 
 /// A transformer that advances each lane by `rows` positions in a step.

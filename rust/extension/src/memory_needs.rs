@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use moshi_ctl_core::{DeviceName, Precision};
 use moshi_ctl_engine::{
-    DeviceKind, EngineError, MemorySubject, choose_precision, count_parameters, count_parameters_in,
+    DeviceKind, EngineError, MemorySubject, choose_precision, count_parameters_in,
 };
 use pyo3::prelude::*;
 use serde_json::{Map, Value, json};
@@ -75,7 +75,6 @@ pub(crate) fn memory_needs<'py>(
             "kv_precision": choice.kv_precision,
             "reason": choice.reason,
             "by_precision": by_precision,
-            "parameters": count_parameters(&asr.model),
             "parameters_in_file": parameters_in_file,
         }),
     )
