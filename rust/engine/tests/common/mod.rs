@@ -71,9 +71,19 @@ pub(crate) fn load(
     folder: &Path,
     shape: &LmShape,
     lanes: usize,
-    (precision, kv_precision): (Precision, Precision),
+    precisions: (Precision, Precision),
 ) -> AsrModel {
-    AsrModel::load(&AsrSpec {
+    AsrModel::load(&spec(folder, shape, lanes, precisions)).unwrap()
+}
+
+/// What [`load`] loads.
+pub(crate) fn spec(
+    folder: &Path,
+    shape: &LmShape,
+    lanes: usize,
+    (precision, kv_precision): (Precision, Precision),
+) -> AsrSpec {
+    AsrSpec {
         lm_model_file: folder.join("lm.safetensors"),
         audio_tokenizer_file: folder.join("codec.safetensors"),
         shape: shape.clone(),
@@ -85,8 +95,7 @@ pub(crate) fn load(
         device: Some(DeviceName::Cpu),
         kernels: Kernels::Own,
         threads: Some(3),
-    })
-    .unwrap()
+    }
 }
 
 /// A frame of noise, another for each `seed`.
