@@ -126,6 +126,8 @@ def write_config(folder: Path, name: str, lanes: int) -> Path:
         text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", text)
         if count != 1:
             raise SystemExit(f"{source.name}: expected one line with {key}, found {count}")
+    # Every client gets a lane, whatever the worker itself would find of the machine.
+    text = text.replace("[modules.asr]\n", "[sizing]\nreal_time = false\n\n[modules.asr]\n", 1)
     path = folder / "config.toml"
     path.write_text(text, encoding="utf-8")
     config.read(path, require_files=True)

@@ -137,12 +137,13 @@ fn child() {
     let shape = named(shape);
     let (lanes, used) = (lanes.parse().unwrap(), used.parse().unwrap());
     let before = Memory::now().anonymous;
-    let spec = common::spec(std::path::Path::new(&folder), &shape, lanes, (precision, precision));
+    let (folder, precisions) = (std::path::Path::new(&folder), (precision, precision));
     let mut model = if kernels == "Candle" {
-        let kv_precision = None;
-        AsrModel::load(&AsrSpec { kernels: Kernels::Candle, kv_precision, ..spec }).unwrap()
+        let (kernels, kv_precision) = (Kernels::Candle, None);
+        let spec = common::spec(folder, &shape, lanes, precisions);
+        AsrModel::load(&AsrSpec { kernels, kv_precision, ..spec }).unwrap()
     } else {
-        AsrModel::load(&spec).unwrap()
+        common::load(folder, &shape, lanes, precisions)
     };
     let pcm = common::noise(0);
     for lane in 0..used {
