@@ -47,16 +47,17 @@ def test_only_what_was_planned_changes(command: Command, tmp_path: Path) -> None
         section="# Ünïcode stays, as does\tthis tab.\n\n\n",
     )
     text = source.read_text()
+    lanes = command.plan(source, *CARD).lanes
     said, after = fitted(command, source, *CARD)
     gone, came = changed(text, after)
     assert gone == ["batch_size   =   64   # as many as last year"]
     assert came == [
-        "batch_size   =   12   # as many as last year",
+        f"batch_size   =   {lanes}   # as many as last year",
         'precision = "f32"',
         'kv_precision = "f32"',
     ]
     assert said.out.splitlines() == [
-        "modules.asr.batch_size: 64 -> 12",
+        f"modules.asr.batch_size: 64 -> {lanes}",
         "modules.asr.precision: not set -> 'f32'",
         "modules.asr.kv_precision: not set -> 'f32'",
         f"{tmp_path / 'fitted.toml'}: 3 changes",
@@ -171,10 +172,12 @@ def test_every_form_of_toml_is_understood(
     facts: dict[str, Any] = tomlkit.parse(shipped.path_of("stt-1b-en_fr").read_text()).unwrap()
     source = tmp_path / "config.toml"
     source.write_text(form(facts))
+    lanes = command.plan(source, *CARD).lanes
     _, after = fitted(command, source, *CARD)
     assert command("validate", tmp_path / "fitted.toml").code == 0
     ours = command.plan(tmp_path / "fitted.toml", *CARD).module
-    assert (ours["wanted_lanes"], ours["lanes"], ours["precision_reason"]) == (12, 12, "asked for")
+    assert 0 < ours["wanted_lanes"] == ours["lanes"] == lanes < 64
+    assert ours["precision_reason"] == "asked for"
     before, now = (tomlkit.parse(text).unwrap() for text in (source.read_text(), after))
     for key in FIT_KEYS:
         before["modules"]["asr"].pop(key, None)

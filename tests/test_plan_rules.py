@@ -172,7 +172,8 @@ def test_a_card_is_simulated_for_each_that_is_named(command: Command, tmp_path: 
     )
     plan = command.plan(config, *CARD).plan
     assert [device["device"] for device in plan["devices"]] == ["cuda:0", "cuda:1"]
-    assert {module["lanes"] for module in plan["modules"].values()} == {12}
+    alone = command.plan("stt-1b-en_fr", *CARD).lanes
+    assert [module["lanes"] for module in plan["modules"].values()] == [alone, alone]
 
 
 # What stays free.
