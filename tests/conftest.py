@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from moshi_ctl import env
 from support import cli
+from support.plans import Command
 from support.worker import KEY, Worker, worker
 
 
@@ -34,16 +36,14 @@ def server(demo_dir: Path) -> Iterator[Worker]:
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_developer(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (
-        "MOSHI_API_KEY",
-        "BETTER_AUTH_SECRET",
-        "MOSHI_CTL_DEMO_DIR",
-        "MOSHI_THREADS",
-        "MOSHI_INSTRUCTIONS",
-        "HF_TOKEN",
-        "HF_ENDPOINT",
-        "HF_HUB_OFFLINE",
-        "CUDA_VISIBLE_DEVICES",
-        "CUDA_DEVICE_ORDER",
-    ):
-        monkeypatch.delenv(name, raising=False)
+    for variable in env.VARIABLES:
+        monkeypatch.delenv(variable.name, raising=False)
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """`moshi-ctl` in this process, in an empty folder, on a machine without cards."""
+    monkeypatch.chdir(tmp_path)
+    return Command(monkeypatch, capsys)

@@ -21,6 +21,7 @@ from moshi_ctl import (
     hub,
     keys,
     options,
+    paths,
     plan,
     plan_view,
     quantizing,
@@ -210,7 +211,7 @@ def _validate(
         served = ", ".join(f"{name} at {module.path}" for name, module in checked.modules.items())
         typer.echo(f"{value}: ok ({served})")
         for file in checked.files:
-            if hub.parse(file.value) is None and not Path(file.value).is_file():
+            if hub.parse(file.value) is None and not paths.is_file(Path(file.value)):
                 report.warn(
                     f"{value}: {file.key} of module {file.module!r}: {file.value} does not exist",
                     hint="a worker needs it",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from moshi_ctl import _native, gpu, ram
@@ -25,7 +25,8 @@ _METAL_SHARE: Final = 0.75
 
 _ON_THE_CPU: Final = (
     "expect a few streams: two recent cores hold up to eight of STT 1B, and lanes that cannot be "
-    "kept in real time are not offered; --device cpu asks for this without a warning"
+    "kept in real time are not offered; add --device cpu if that is what you want, and this "
+    "warning goes away"
 )
 
 
@@ -166,26 +167,31 @@ def _simulated(wish: str | None, device: Device) -> Choice:
     if wish is not None and wish.partition(":")[0] != sort:
         raise UsageError(
             f"{wish} is asked for, but a {sort} device is simulated",
-            hint="leave out --device, or --compute-capability where it should be the CPU",
+            hint="add --device auto to plan for that device, whatever the configuration asks for; "
+            "or leave out --compute-capability and add --device cpu to plan for a machine",
         )
-    return Choice(device, "simulated")
+    # Each card that is asked for is one like it.
+    named = device if wish in (None, CUDA) else replace(device, name=wish)
+    return Choice(named, "simulated")
 
 
 def _obstacle(accelerator: str, machine: Machine) -> Problem | None:
     """Why this build cannot use a device of this sort."""
+    messages, hints = [], []
     if accelerator not in machine.accelerators:
-        return Problem(
-            f"this build of moshi-ctl has no support for {accelerator}",
-            f"install a build with {accelerator}",
-        )
+        messages.append(f"this build of moshi-ctl has no support for {accelerator}")
+        hints.append(f"install a build with {accelerator}")
     cuda = machine.gpus.cuda_version
+    # Said at once with the other: nobody is to install a build that does not run either.
     if accelerator == CUDA and cuda is not None and cuda < REQUIRED_CUDA:
-        return Problem(
-            f"the driver {machine.gpus.driver_version} serves CUDA {_version(cuda)}, "
-            f"this build needs {_version(REQUIRED_CUDA)}",
-            f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer",
+        messages.append(
+            f"the driver {machine.gpus.driver_version or 'of this machine'} serves "
+            f"CUDA {_version(cuda)}, builds with CUDA need {_version(REQUIRED_CUDA)}"
         )
-    return None
+        hints.append(f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer")
+    if not messages:
+        return None
+    return Problem(", and ".join(messages), " and ".join(hints))
 
 
 def _no_such_card(name: str, gpus: Gpus) -> UsageError:

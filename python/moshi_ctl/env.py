@@ -153,7 +153,7 @@ def number(name: str, value: str, least: float, most: float, unit: str) -> float
         what = "is not a number" if math.isnan(parsed) else "is out of range"
         raise UsageError(
             f"{name}: {value!r} {what}",
-            hint=f"use a number of {unit} from {least:g} to {most:g}",
+            hint=f"use a number of {unit} from {least:.10g} to {most:.10g}",
         )
     return parsed
 

@@ -175,7 +175,11 @@ def _replaced(needs: Needs, facts: dict[str, Any], rules: Rules) -> Needs:
 def _source(facts: dict[str, Any], rules: Rules) -> str:
     in_file = facts["parameters_in_file"]
     if rules.estimate:
-        source = "computed from the file's header" if in_file else "computed from the shape"
+        source = (
+            "computed from the file's header"
+            if in_file
+            else "computed from the model's shape (its file is not here)"
+        )
     else:
         source = "by rules of thumb (the estimate is off)"
         if rules.params_billions is None and not in_file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum
 from typing import Annotated
 
@@ -12,8 +13,8 @@ from moshi_ctl import _native, devices, env
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import DEFAULT_RESERVE_MIB, MOST_RESERVE_MIB, Wishes
 
-_DEVICE_NAME = re.compile(r"auto|cpu|metal|cuda(:\d{1,3})?")
-_COMPUTE_CAPABILITY = re.compile(r"([5-9]|[1-9]\d)\.(\d)")
+_DEVICE_NAME = re.compile(r"auto|cpu|metal|cuda(:[0-9]{1,3})?")
+_COMPUTE_CAPABILITY = re.compile(r"([5-9]|[1-9][0-9])\.([0-9])")
 
 
 class ComputePrecision(str, Enum):
@@ -87,12 +88,22 @@ KvPrecisionOption = Annotated[
     ),
 ]
 
+
+def _mib(option: str, least: float) -> Callable[[str], float]:
+    """Reads the number of an option as that of a variable: "nan" is none."""
+
+    def parse(value: str) -> float:
+        return env.number(option, value, least, MOST_RESERVE_MIB, "MiB")
+
+    return parse
+
+
 ReserveOption = Annotated[
     float | None,
     typer.Option(
         "--reserve-mb",
-        min=0,
-        max=MOST_RESERVE_MIB,
+        metavar="MIB",
+        parser=_mib("--reserve-mb", 0),
         help=f"MiB of each device that are left free; {DEFAULT_RESERVE_MIB:.0f} unless the "
         f"configuration or {env.MOSHI_RESERVE_MB.name} says otherwise.",
         show_default=False,
@@ -103,8 +114,8 @@ FreeOption = Annotated[
     float | None,
     typer.Option(
         "--free-mb",
-        min=1,
-        max=MOST_RESERVE_MIB,
+        metavar="MIB",
+        parser=_mib("--free-mb", 1),
         help="Plan for a card with so many MiB free instead of what is here; with --device cpu, "
         "for a machine.",
         show_default=False,
@@ -161,14 +172,15 @@ def simulated(
     if compute_capability is None:
         if device != devices.CPU:
             raise UsageError(
-                "--free-mb stands for a card, but of which sort is not said",
-                hint="add --compute-capability, such as 7.5, or --device cpu for a machine",
+                "--free-mb stands for a card, but what sort of card is not said",
+                hint="add --compute-capability, such as 7.5; or --device cpu to plan for a "
+                "machine with so much memory and no card",
             )
         return devices.simulate(free_mb, None)
     match = _COMPUTE_CAPABILITY.fullmatch(compute_capability)
     if match is None:
         raise UsageError(
-            f"--compute-capability: {compute_capability!r} is not one",
-            hint="write major and minor with a dot between, from 5.0 to 99.9, such as 7.5",
+            f"--compute-capability: {compute_capability!r} is not a compute capability",
+            hint="write major and minor version with a dot between, from 5.0 to 99.9, such as 7.5",
         )
     return devices.simulate(free_mb, (int(match[1]), int(match[2])))

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from moshi_ctl import devices, env, hub, needs, sizing
+from moshi_ctl import devices, env, hub, needs, paths, sizing
 from moshi_ctl.config import Config, Module
 from moshi_ctl.devices import CPU, Device, Machine
 from moshi_ctl.errors import SizingError
 from moshi_ctl.gpu import Problem
 from moshi_ctl.needs import ModuleNeeds, Needs
 from moshi_ctl.sizing import Demand
-from moshi_ctl.units import BYTES_PER_MIB, size
+from moshi_ctl.units import BYTES_PER_MIB, memory
 
 DEFAULT_RESERVE_MIB: Final = 512.0
 MOST_RESERVE_MIB: Final = 1_048_576.0
 
 _AUTO: Final = "auto"
+
+# Of the processes that hold a card's memory, so many are named where it is short.
+_HOLDERS_NAMED: Final = 3
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ def files_that_are_here(configuration: Config) -> dict[str, Path]:
     for file in configuration.files:
         reference = hub.parse(file.value)
         path = Path(file.value) if reference is None else hub.cached(reference)
-        if path is not None and path.is_file():
+        if path is not None and paths.is_file(path):
             found[file.value] = path
     return found
 
@@ -276,7 +279,7 @@ def _device_plan(
         )
     shortfall = None
     if lanes is None:
-        shortfall = _shortfall(device, reserve_bytes, demands, modules)
+        shortfall = _shortfall(device, reserve_bytes, demands, of_modules)
     return DevicePlan(device, reserve_bytes, tuple(modules), shortfall)
 
 
@@ -297,37 +300,59 @@ def _limit(demand: Demand, lanes: int) -> str:
 
 
 def _shortfall(
-    device: Device, reserve_bytes: int, demands: list[Demand], modules: list[ModulePlan]
+    device: Device,
+    reserve_bytes: int,
+    demands: list[Demand],
+    of_modules: Mapping[str, ModuleNeeds],
 ) -> Problem:
     """Why nothing fits, and what would."""
     needed = sizing.least_bytes(demands)
     names = ", ".join(demand.module for demand in demands)
-    plural = "s" if len(demands) > 1 else ""
+    several = len(demands) > 1
     message = (
-        f"module{plural} {names}: {size(needed)} are needed for one lane"
-        f"{' each' if plural else ''}, but {device.name} ({device.title}) has "
-        f"{size(device.free_bytes)} free, of which {size(reserve_bytes)} are kept in reserve"
+        f"module{'s' if several else ''} {names}: one lane{' each' if several else ''} needs "
+        f"{memory(needed)}, but {device.name} ({device.title}) has {memory(device.free_bytes)} "
+        f"free, and {memory(reserve_bytes)} are to stay free"
     )
     ways = []
-    for module in modules:
-        fitting = [
-            f"{name} ({lanes} lane{'s' if lanes > 1 else ''})"
-            for name, lanes in module.lanes_by_precision.items()
-            if lanes
-        ]
-        if fitting:
-            ways.append(f"--precision {' or '.join(fitting)} fits module {module.module}")
+    smaller = _precisions_that_fit(demands, of_modules, max(0, device.free_bytes - reserve_bytes))
+    if smaller:
+        ways.append(f"use --precision {' or '.join(smaller)}")
     missing = needed - (device.free_bytes - reserve_bytes)
-    ways.append(f"free {size(missing)} more")
-    holders = [process for process in device.processes if process.used_bytes]
-    if holders:
-        held = ", ".join(
-            f"process {process.pid} ({process.name or 'unknown'}) {size(process.used_bytes or 0)}"
-            for process in holders[:3]
-        )
-        ways[-1] += f", which {held} hold" if len(holders) > 1 else f": {held}"
     if reserve_bytes >= missing:
-        ways.append("keep less in reserve with --reserve-mb")
+        reserve_mib = (reserve_bytes - missing) // BYTES_PER_MIB
+        ways.append(f"keep less in reserve with --reserve-mb {reserve_mib}")
+    holders = [
+        f"process {process.pid} ({process.name or 'unknown'}) holds {memory(process.used_bytes)}"
+        for process in device.processes
+        if process.used_bytes
+    ]
+    held = f" ({', '.join(holders[:_HOLDERS_NAMED])})" if holders else ""
+    ways.append(f"free {memory(missing)} more{held}")
     if device.name != CPU:
         ways.append("run on the CPU with --device cpu")
     return Problem(message, "; or ".join(ways))
+
+
+def _precisions_that_fit(
+    demands: list[Demand], of_modules: Mapping[str, ModuleNeeds], budget_bytes: int
+) -> list[str]:
+    """The precisions that --precision could give all modules of a device, with their lanes."""
+    fitting = []
+    for precision in next(iter(of_modules.values())).by_precision:
+        others = [of_modules[demand.module].by_precision[precision] for demand in demands]
+        changed = [
+            _demand(demand.module, other, demand.lanes)
+            for demand, other in zip(demands, others, strict=True)
+            if other is not None
+        ]
+        lanes = sizing.share_out(changed, budget_bytes)
+        if len(changed) == len(demands) and lanes:
+            counts = [f"{count} lane{'' if count == 1 else 's'}" for count in lanes]
+            if len(demands) > 1:
+                counts = [
+                    f"{demand.module} {count}"
+                    for demand, count in zip(demands, counts, strict=True)
+                ]
+            fitting.append(f"{precision} ({', '.join(counts)})")
+    return fitting

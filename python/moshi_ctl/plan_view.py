@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich import box
@@ -9,26 +10,43 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moshi_ctl import report
+from moshi_ctl import _native, report
 from moshi_ctl.devices import CPU, Device
 from moshi_ctl.gpu import GpuProcess, Gpus
 from moshi_ctl.plan import DevicePlan, ModulePlan, Plan
-from moshi_ctl.units import size
+from moshi_ctl.units import memory
 
 _BAR_WIDTH: Final = 60
+_LEGEND_WIDTH: Final = 80
 _LIMITS: Final = {
     "batch_size": "batch_size",
     "memory": "memory",
     "program": "the program",
 }
 
+# What a device's memory is for: how it is marked on the bar, and in which style.
+_MARKS: Final = {
+    "other programs": ("·", "dim"),
+    "weights": ("█", "blue"),
+    "lanes": ("▓", "green"),
+    "workspace": ("▒", "cyan"),
+    "left": (" ", ""),
+    "reserve": ("░", "yellow"),
+}
+# Where the output's encoding has only letters.
+_PLAIN_MARKS: Final = {
+    name: (plain, style) for (name, (_, style)), plain in zip(_MARKS.items(), ".#+= -", strict=True)
+}
+_Marks = Mapping[str, tuple[str, str]]
+
 
 def show(plan: Plan, console: Console) -> None:
     """Prints the whole decision; warnings go to standard error."""
     for warning in plan.warnings:
         report.warn(warning.message, hint=warning.hint)
+    marks = _PLAIN_MARKS if console.options.ascii_only else _MARKS
     for device in plan.devices:
-        console.print(_device(device, plan))
+        console.print(_device(device, plan, console, marks))
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -44,20 +62,25 @@ def as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _device(plan: DevicePlan, whole: Plan) -> RenderableType:
+def _device(plan: DevicePlan, whole: Plan, console: Console, marks: _Marks) -> RenderableType:
     device = plan.device
+    table = _table(plan)
+    # As wide as it needs to be, whatever the terminal: a cell that is cut says nothing.
+    table.width = console.measure(table, options=console.options.update(width=10_000)).maximum
     parts: list[RenderableType] = [
         Text.assemble((device.name, "bold"), "  ", _title(device, whole.machine.gpus)),
-        _bar(plan),
-        _legend(plan),
+        _bar(plan, marks),
+        _legend(plan, marks),
         Text(),
-        _table(plan),
+        table,
     ]
-    for module in plan.modules:
-        parts.extend(_notes(module))
+    parts.extend(_notes(module) for module in plan.modules)
     if device.name == CPU and whole.measures and plan.shortfall is None:
         parts.append(
-            Text("Before lanes are offered they are measured: no more than real time allows.")
+            Text(
+                "Before its port opens a worker measures how many lanes this CPU keeps in real\n"
+                "time, and offers no more than that."
+            )
         )
     return Group(*parts, Text())
 
@@ -72,51 +95,52 @@ def _title(device: Device, gpus: Gpus) -> str:
     return ", ".join(facts)
 
 
-def _segments(plan: DevicePlan) -> list[tuple[str, str, str, int]]:
-    """Name, mark, style and bytes of what a device's memory is for."""
+def _segments(plan: DevicePlan) -> list[tuple[str, int]]:
+    """What a device's memory is for, and its bytes."""
     fits = plan.shortfall is None
     weights = sum(module.chosen.weights_bytes for module in plan.modules)
     workspace = sum(module.chosen.workspace_bytes for module in plan.modules)
     lanes = sum(module.lanes * module.chosen.lane_bytes for module in plan.modules)
     taken = plan.device.total_bytes - plan.device.free_bytes
     left = plan.device.free_bytes - plan.reserve_bytes - weights - workspace - lanes
-    segments = [("other programs", "·", "dim", taken)]
+    segments = [("other programs", taken)]
     if fits:
-        segments += [
-            ("weights", "█", "blue", weights),
-            ("lanes", "▓", "green", lanes),
-            ("workspace", "▒", "cyan", workspace),
-        ]
+        segments += [("weights", weights), ("lanes", lanes), ("workspace", workspace)]
     else:
         left = max(0, plan.device.free_bytes - plan.reserve_bytes)
     reserve = min(plan.reserve_bytes, plan.device.free_bytes)
-    return [*segments, ("left", " ", "", left), ("reserve", "░", "yellow", reserve)]
+    return [*segments, ("left", left), ("reserve", reserve)]
 
 
-def _bar(plan: DevicePlan) -> Text:
+def _bar(plan: DevicePlan, marks: _Marks) -> Text:
     total = max(1, plan.device.total_bytes)
     bar = Text("[")
     shown = so_far = 0
-    for _, mark, style, count in _segments(plan):
+    for name, count in _segments(plan):
+        mark, style = marks[name]
         so_far += count
         end = round(_BAR_WIDTH * so_far / total)
         bar.append(mark * (end - shown), style)
         shown = max(shown, end)
-    return bar.append(f"] {size(plan.device.total_bytes)}")
+    return bar.append(f"] {memory(plan.device.total_bytes)}")
 
 
-def _legend(plan: DevicePlan) -> Text:
-    legend = Text()
-    for name, mark, style, count in _segments(plan):
-        if count:
-            legend.append("   " if legend else "")
-            legend.append(f"{mark} ", style).append(f"{name} {size(count)}")
-    return legend
+def _legend(plan: DevicePlan, marks: _Marks) -> Text:
+    lines = [Text()]
+    for name, count in _segments(plan):
+        if not count:
+            continue
+        mark, style = marks[name]
+        entry = Text.assemble((mark, style), f" {name} {memory(count)}")
+        if lines[-1] and len(lines[-1]) + 3 + len(entry) > _LEGEND_WIDTH:
+            lines.append(Text())
+        lines[-1].append("   " if lines[-1] else "").append_text(entry)
+    return Text("\n").join(lines)
 
 
 def _table(plan: DevicePlan) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for head in ("module", "lanes", "precision", "limit"):
+    for head in ("module", "lanes", "precision", "limited by"):
         table.add_column(head, no_wrap=True)
     for head in ("weights", "a lane", "in all"):
         table.add_column(head, no_wrap=True, justify="right")
@@ -125,10 +149,10 @@ def _table(plan: DevicePlan) -> Table:
             module.module,
             str(module.lanes) if module.wanted in (None, module.lanes) else _fewer(module),
             _precision(module),
-            _LIMITS[module.limit] if module.lanes else "nothing fits",
-            size(module.chosen.weights_bytes),
-            size(module.chosen.lane_bytes),
-            size(module.total_bytes),
+            _LIMITS[module.limit],
+            memory(module.chosen.weights_bytes),
+            memory(module.chosen.lane_bytes),
+            memory(module.total_bytes),
         )
     return table
 
@@ -144,19 +168,29 @@ def _fewer(module: ModulePlan) -> Text:
     return Text(f"{module.lanes} of {module.wanted}", "bold yellow")
 
 
-def _notes(module: ModulePlan) -> list[Text]:
-    most = " · ".join(
-        f"{name} {'no' if lanes is None else lanes}"
-        for name, lanes in module.lanes_by_precision.items()
+def _notes(module: ModulePlan) -> Text:
+    reasons = (
+        ("device", f"{module.device} ({module.device_reason})"),
+        ("precision", f"{module.chosen.precision} ({module.needs.reason})"),
+        ("sizes", module.needs.source),
+        ("lanes by memory", _most_lanes(module)),
     )
-    return [
-        Text.assemble(
-            (module.module, "bold"),
-            f": {module.device} ({module.device_reason}); {module.chosen.precision} "
-            f"({module.needs.reason}); sizes {module.needs.source}",
-        ),
-        Text(f"  at most lanes by memory: {most}"),
-    ]
+    notes = Text.assemble((module.module, "bold"))
+    for head, reason in reasons:
+        notes.append(f"\n  {head}: {reason}")
+    return notes
+
+
+def _most_lanes(module: ModulePlan) -> str:
+    """How many lanes memory would hold, whatever batch_size says."""
+    lanes = module.lanes_by_precision
+    most = ", ".join(
+        f"{count}{'+' if count == _native.MAX_LANES else ''} in {name}"
+        for name, count in lanes.items()
+        if count is not None
+    )
+    missing = ", ".join(name for name, count in lanes.items() if count is None)
+    return f"{most}; {missing} is not possible" if missing else most
 
 
 def _device_json(plan: DevicePlan) -> dict[str, Any]:

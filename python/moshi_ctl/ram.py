@@ -35,9 +35,11 @@ def read(root: Path = Path("/")) -> Ram:
     ram = Ram(memory.total, memory.available)
     for group in _control_groups(root):
         limit = group.limit_bytes
-        if limit is not None and limit < ram.total_bytes:
+        # A limit beyond what there is limits nothing; of the others, the fullest group may have
+        # less left than the smallest one.
+        if limit is not None and limit < memory.total:
             free = max(0, limit - group.held_bytes)
-            ram = Ram(limit, min(ram.available_bytes, free), is_limited=True)
+            ram = Ram(min(ram.total_bytes, limit), min(ram.available_bytes, free), is_limited=True)
     return ram
 
 
@@ -85,12 +87,15 @@ def _control_groups(root: Path) -> Iterator[_ControlGroup]:
         else:
             continue
         here = PurePosixPath(path)
+        if not here.is_absolute():
+            continue
         for group in (here, *here.parents):
             yield _ControlGroup(base / group.relative_to("/"), *files)
 
 
 def _number(file: Path) -> int | None:
     try:
-        return int(file.read_text(encoding="ascii"))
+        number = int(file.read_text(encoding="ascii"))
     except (OSError, ValueError):  # "max" is no number: there is no limit
         return None
+    return number if number >= 0 else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from moshi_ctl import paths
 from moshi_ctl.errors import ConfigError, UsageError
 
 _SUFFIX = ".toml"
@@ -52,11 +53,11 @@ def find(value: str) -> Path:
         ConfigError: When it is neither.
     """
     path = Path(value)
-    if path.is_file():
+    if paths.is_file(path):
         return path
     if path.name == value and value.removesuffix(_SUFFIX) in names():
         return path_of(value)
-    what = "is a folder" if path.is_dir() else "no such file"
+    what = "is a folder" if paths.is_folder(path) else "no such file"
     raise ConfigError(
         what,
         file=value,

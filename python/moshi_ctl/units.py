@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+BYTES_PER_KIB: Final = 2**10
+BYTES_PER_GIB: Final = 2**30
 BYTES_PER_MIB: Final = 2**20
 """What users, NVML and `nvidia-smi` call an MB."""
 
@@ -18,3 +20,12 @@ def size(count: int) -> str:
         if abs(count) >= unit:
             return f"{count / unit:.2f} {name}"
     return f"{count / BYTES_PER_KB:.2f} kB"
+
+
+def memory(count: int) -> str:
+    """Bytes of memory in the units of `nvidia-smi` and of every option and variable about it."""
+    if count >= BYTES_PER_GIB:
+        return f"{count / BYTES_PER_GIB:.2f} GiB"
+    if count >= BYTES_PER_MIB:
+        return f"{count / BYTES_PER_MIB:.4g} MiB"
+    return f"{count / BYTES_PER_KIB:.4g} KiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from moshi_ctl import shipped
@@ -15,4 +16,29 @@ def demo(folder: Path, *changes: tuple[str, str]) -> Path:
         text = text.replace(before, after, 1)
     path = folder / "config.toml"
     path.write_text(text)
+    return path
+
+
+def shipped_copy(folder: Path, name: str, *lines: str, section: str = "") -> Path:
+    """Writes a shipped configuration whose module says `lines`, with a section before it."""
+    text = shipped.path_of(name).read_text()
+    for line in lines:
+        key = line.partition("=")[0].strip()
+        text = re.sub(rf"^{key} = .*\n", "", text, flags=re.MULTILINE)
+    head = "[modules.asr]\n"
+    assert head in text
+    text = text.replace(head, f"{section}\n{head}" + "".join(f"{line}\n" for line in lines))
+    path = folder / f"{name}.toml"
+    path.write_text(text)
+    return path
+
+
+def two_modules(folder: Path, name: str, *lines: tuple[str, ...]) -> Path:
+    """Writes a shipped configuration with a second module, `asr2`, and lines added to each."""
+    first = shipped_copy(folder, name, *lines[0]).read_text()
+    second = shipped_copy(folder, name, *lines[1]).read_text()
+    second = second[second.index("[modules.asr]") :]
+    second = second.replace("[modules.asr", "[modules.asr2").replace("asr-streaming", "asr2")
+    path = folder / "two.toml"
+    path.write_text(first + second)
     return path
