@@ -23,8 +23,10 @@ pub struct MemoryNeeds {
     pub lm_weights_bytes: u64,
     /// The codec's weights.
     pub codec_weights_bytes: u64,
-    /// What a step works in whatever the number of lanes, and what the device takes for itself.
+    /// What a step works in whatever the number of lanes.
     pub workspace_bytes: u64,
+    /// What the device takes for itself in a process that uses it, however many models it has.
+    pub device_bytes: u64,
     /// What each lane holds once it has heard a whole context: keys, values and the ends of what
     /// convolutions have seen.
     pub lane_state_bytes: u64,
@@ -33,7 +35,7 @@ pub struct MemoryNeeds {
 }
 
 impl MemoryNeeds {
-    /// Of a model without lanes.
+    /// Of a model without lanes, apart from the device's share.
     pub fn fixed_bytes(&self) -> u64 {
         self.lm_weights_bytes + self.codec_weights_bytes + self.workspace_bytes
     }
@@ -43,9 +45,9 @@ impl MemoryNeeds {
         self.lane_state_bytes + self.lane_workspace_bytes
     }
 
-    /// Of a model with `lanes`, all of them with a whole context.
+    /// Of a process with one such model with `lanes`, all of them with a whole context.
     pub fn total_bytes(&self, lanes: usize) -> u64 {
-        self.fixed_bytes() + lanes as u64 * self.lane_bytes()
+        self.device_bytes + self.fixed_bytes() + lanes as u64 * self.lane_bytes()
     }
 }
 
@@ -84,7 +86,8 @@ impl<'a> MemorySubject<'a> {
         Ok(MemoryNeeds {
             lm_weights_bytes: lm.weights,
             codec_weights_bytes: codec.weights,
-            workspace_bytes: layout.device_share(device) + lm.workspace.max(codec.workspace),
+            workspace_bytes: lm.workspace.max(codec.workspace),
+            device_bytes: layout.device_bytes(device),
             lane_state_bytes: lm.lane_state + codec.lane_state,
             lane_workspace_bytes: lm.lane_workspace + codec.lane_workspace,
         })
@@ -155,7 +158,7 @@ pub(crate) trait Layout {
     fn encoder_lane(&self, convolutions: &[(ConvShape, usize)]) -> u64;
 
     /// What the device takes for itself as soon as a process uses it.
-    fn device_share(&self, device: DeviceKind) -> u64;
+    fn device_bytes(&self, device: DeviceKind) -> u64;
 }
 
 /// Bytes of a part of a model.

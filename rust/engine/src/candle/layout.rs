@@ -71,7 +71,7 @@ impl Layout for CandleLayout {
         floats(convolutions.iter().map(of_one).max().unwrap_or_default())
     }
 
-    fn device_share(&self, device: DeviceKind) -> u64 {
+    fn device_bytes(&self, device: DeviceKind) -> u64 {
         match device {
             DeviceKind::Cuda { .. } => CUDA_CONTEXT_BYTES,
             DeviceKind::Cpu | DeviceKind::Metal => 0,

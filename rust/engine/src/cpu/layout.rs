@@ -63,7 +63,7 @@ impl Layout for CpuLayout {
         floats(3 * output + extended + windows)
     }
 
-    fn device_share(&self, _: DeviceKind) -> u64 {
+    fn device_bytes(&self, _: DeviceKind) -> u64 {
         0
     }
 }
