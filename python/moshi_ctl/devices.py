@@ -129,7 +129,7 @@ def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
     if name != METAL and name not in found:
         raise _no_such_card(name, machine.gpus)
     device = _metal(machine) if name == METAL else _card(found[name])
-    obstacle = _obstacle(METAL if name == METAL else CUDA, machine)
+    obstacle = why_not(METAL if name == METAL else CUDA, machine.accelerators, machine.gpus)
     if obstacle is None:
         return Choice(device, "asked for")
     if only_plans:
@@ -137,11 +137,38 @@ def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
     raise UsageError(f"{name} is asked for: {obstacle.message}", hint=obstacle.hint)
 
 
+def why_not(accelerator: str, accelerators: tuple[str, ...], gpus: Gpus) -> Problem | None:
+    """Why a build with `accelerators` cannot use a device of a sort; None when it can."""
+    if accelerator not in accelerators:
+        return Problem(
+            f"this build of moshi-ctl has no support for {accelerator}",
+            f"install a build with {accelerator}",
+        )
+    return driver_obstacle(gpus) if accelerator == CUDA else None
+
+
+def driver_obstacle(gpus: Gpus, *, who: str = "this build") -> Problem | None:
+    """Why the driver does not do for builds with CUDA; None when it does or tells no version.
+
+    Args:
+        gpus: What the driver says.
+        who: Who needs a newer one.
+    """
+    cuda = gpus.cuda_version
+    if cuda is None or cuda >= REQUIRED_CUDA:
+        return None
+    return Problem(
+        f"the driver {gpus.driver_version} serves CUDA {_version(cuda)}, "
+        f"{who} needs {_version(REQUIRED_CUDA)}",
+        f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer",
+    )
+
+
 def _automatic(machine: Machine) -> Choice:
     if METAL in machine.accelerators:
         return Choice(_metal(machine), "this build uses Metal")
     cards = machine.gpus.found
-    obstacle = _obstacle(CUDA, machine) if cards else None
+    obstacle = why_not(CUDA, machine.accelerators, machine.gpus) if cards else None
     if cards and obstacle is None:
         best = max(cards, key=lambda card: card.free_bytes)
         reason = "the only card" if len(cards) == 1 else "the card with the most free memory"
@@ -169,23 +196,6 @@ def _simulated(wish: str | None, device: Device) -> Choice:
             hint="leave out --device, or --compute-capability where it should be the CPU",
         )
     return Choice(device, "simulated")
-
-
-def _obstacle(accelerator: str, machine: Machine) -> Problem | None:
-    """Why this build cannot use a device of this sort."""
-    if accelerator not in machine.accelerators:
-        return Problem(
-            f"this build of moshi-ctl has no support for {accelerator}",
-            f"install a build with {accelerator}",
-        )
-    cuda = machine.gpus.cuda_version
-    if accelerator == CUDA and cuda is not None and cuda < REQUIRED_CUDA:
-        return Problem(
-            f"the driver {machine.gpus.driver_version} serves CUDA {_version(cuda)}, "
-            f"this build needs {_version(REQUIRED_CUDA)}",
-            f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer",
-        )
-    return None
 
 
 def _no_such_card(name: str, gpus: Gpus) -> UsageError:

@@ -172,7 +172,7 @@ def make(
         ModelFileError: When a model file's header cannot be read.
     """
     rules = needs.rules_from_environment(estimate=configuration.sizing.estimate)
-    reserve_bytes = int(_reserve_mib(configuration, wishes) * BYTES_PER_MIB)
+    reserve_bytes = int(reserve_mib(configuration, wishes) * BYTES_PER_MIB)
     files = files_that_are_here(configuration)
     choices = {
         name: devices.choose(_device_wish(wishes, module), machine, only_plans=only_plans)
@@ -219,21 +219,25 @@ def files_that_are_here(configuration: Config) -> dict[str, Path]:
     return found
 
 
-def _device_wish(wishes: Wishes, module: Module) -> str | None:
-    if wishes.device is None:
-        return module.device
-    return None if wishes.device == _AUTO else wishes.device
+def reserve_mib(configuration: Config | None, wishes: Wishes) -> float:
+    """What is left free: the command line before the environment before the configuration.
 
-
-def _reserve_mib(configuration: Config, wishes: Wishes) -> float:
-    """What is left free: the command line before the environment before the configuration."""
+    Raises:
+        UsageError: When the environment says something that is no size.
+    """
     if wishes.reserve_mib is not None:
         return wishes.reserve_mib
     said = env.number_of(env.MOSHI_RESERVE_MB, 0, MOST_RESERVE_MIB, "MiB")
     if said is not None:
         return said
-    configured = configuration.sizing.reserve_mb
+    configured = None if configuration is None else configuration.sizing.reserve_mb
     return DEFAULT_RESERVE_MIB if configured is None else configured
+
+
+def _device_wish(wishes: Wishes, module: Module) -> str | None:
+    if wishes.device is None:
+        return module.device
+    return None if wishes.device == _AUTO else wishes.device
 
 
 def _device_plan(
