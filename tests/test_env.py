@@ -31,11 +31,20 @@ def test_no_dot_env_is_fine(tmp_path: Path) -> None:
     env.load_dot_env(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00 MOSHI", b"MOSHI_TEST_NAME_ONLY\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe\x00 MOSHI",
+        b"MOSHI_TEST_NAME_ONLY\n",
+        b"MOSHI_TEST_NUL=canary\0\n",
+        b"'MOSHI_TEST=NAME'=canary\n",
+    ],
+)
 def test_an_unusable_dot_env_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".env").write_bytes(content)
-    with pytest.raises(UsageError, match=re.escape(str(tmp_path / ".env"))):
+    with pytest.raises(UsageError, match=re.escape(str(tmp_path / ".env"))) as caught:
         env.load_dot_env(tmp_path)
+    assert "canary" not in str(caught.value)
 
 
 def test_dot_env_reaches_the_configuration(tmp_path: Path) -> None:

@@ -77,6 +77,11 @@ def test_incomplete_references(value: str) -> None:
         hub.parse(value)
 
 
+def test_a_name_that_no_repository_has() -> None:
+    with pytest.raises(ModelFileError, match="cannot look for 'file' of repository 'or g/repo'"):
+        hub.cached(hub.HubFile("or g/repo", "file"))
+
+
 def test_a_file_is_downloaded_once(fake: FakeHub, tmp_path: Path) -> None:
     fake.files[FILE] = FakeFile(b"weights" * 1000)
     first = fetch(fake, tmp_path)

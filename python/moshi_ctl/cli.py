@@ -6,7 +6,7 @@ import json
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -16,6 +16,7 @@ from moshi_ctl import (
     checkpoint,
     config,
     devices,
+    doctor,
     env,
     fitting,
     hub,
@@ -34,6 +35,7 @@ from moshi_ctl.client import DEFAULT_URL
 from moshi_ctl.config import Config
 from moshi_ctl.errors import ConfigError, MoshiCtlError, UsageError
 from moshi_ctl.options import (
+    AddrOption,
     CapabilityOption,
     ComputePrecision,
     ConfigOption,
@@ -41,6 +43,7 @@ from moshi_ctl.options import (
     DeviceOption,
     FreeOption,
     KvPrecisionOption,
+    PortOption,
     PrecisionOption,
     ReserveOption,
     ThreadsOption,
@@ -54,6 +57,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_DOCTOR: Final = "doctor"
 
 
 class LogLevel(str, Enum):
@@ -97,12 +102,14 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def _prepare(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    env.load_dot_env(Path.cwd())
+    if context.invoked_subcommand != _DOCTOR:  # which says what is wrong with it
+        env.load_dot_env(Path.cwd())
 
 
 def _plan(
@@ -135,6 +142,7 @@ def _show_plan(
     if as_json:
         typer.echo(json.dumps(plan_view.as_json(decided), indent=2))
     else:
+        plan_view.warn_of(decided)
         plan_view.show(decided, report.console())
     decided.refuse_what_does_not_fit()
 
@@ -161,18 +169,32 @@ def _fit(
     typer.echo(f"{out}: {len(changes) or 'no'} change{'' if len(changes) == 1 else 's'}")
 
 
+@app.command(_DOCTOR)
+def _doctor(
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", metavar="CONFIG", help="A TOML file or a shipped name, to check it too."
+        ),
+    ] = None,
+    addr: AddrOption = options.DEFAULT_ADDR,
+    port: PortOption = options.DEFAULT_PORT,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Check this machine and say what to do: driver, cards, memory, port, keys, hub, files."""
+    situation = doctor.Situation(addr, port, config, Path())
+    if not doctor.run(situation, as_json_text=as_json):
+        raise typer.Exit(MoshiCtlError.exit_code)
+
+
 @app.command("worker")
 def _worker(
     config: ConfigOption,
     log: Annotated[
         LogLevel, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")
     ] = LogLevel.INFO,
-    addr: Annotated[
-        str, typer.Option("--addr", "-a", help="IP address to listen on; 127.0.0.1: this machine.")
-    ] = "0.0.0.0",  # noqa: S104 - as Kyutai's server; without a key it is refused
-    port: Annotated[
-        int, typer.Option("--port", "-p", min=0, max=65_535, help="Port; 0: any free one.")
-    ] = 8080,
+    addr: AddrOption = options.DEFAULT_ADDR,
+    port: PortOption = options.DEFAULT_PORT,
     device: DeviceOption = None,
     cpu: CpuOption = False,
     threads: ThreadsOption = None,

@@ -19,14 +19,15 @@ FIRST_CUDA: Final = "cuda:0"
 # The CUDA that builds with CUDA are made with; drivers serve that and older ones.
 REQUIRED_CUDA: Final = (13, 0)
 REQUIRED_DRIVER: Final = 580
+# Turing: CUDA 13 compiles for nothing older.
+LEAST_COMPUTE_CAPABILITY: Final = (7, 5)
 
 # Of a Mac's memory, what Metal lets its graphics processor use.
 _METAL_SHARE: Final = 0.75
 
 _ON_THE_CPU: Final = (
-    "expect a few streams: two recent cores hold up to eight of STT 1B, and lanes that cannot be "
-    "kept in real time are not offered; add --device cpu if that is what you want, and this "
-    "warning goes away"
+    "expect a few streams: two recent cores hold up to eight of STT 1B; add --device cpu if that "
+    "is what you want, and this warning goes away"
 )
 
 
@@ -129,8 +130,11 @@ def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
     name = FIRST_CUDA if wish == CUDA else wish
     if name != METAL and name not in found:
         raise _no_such_card(name, machine.gpus)
-    device = _metal(machine) if name == METAL else _card(found[name])
-    obstacle = _obstacle(METAL if name == METAL else CUDA, machine)
+    card = found.get(name)
+    device = _metal(machine) if card is None else _card(card)
+    accelerator = METAL if card is None else CUDA
+    capability = device.compute_capability
+    obstacle = why_not(accelerator, machine.accelerators, machine.gpus, capability)
     if obstacle is None:
         return Choice(device, "asked for")
     if only_plans:
@@ -138,26 +142,74 @@ def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
     raise UsageError(f"{name} is asked for: {obstacle.message}", hint=obstacle.hint)
 
 
+def why_not(
+    accelerator: str,
+    accelerators: tuple[str, ...],
+    gpus: Gpus,
+    compute_capability: tuple[int, int] | None,
+) -> Problem | None:
+    """Why a build with `accelerators` cannot use a device; None when it can.
+
+    All reasons are given at once: nobody is to install a build that does not run either.
+    """
+    reasons = []
+    if accelerator not in accelerators:
+        reasons.append(
+            Problem(
+                f"this build of moshi-ctl has no support for {accelerator}",
+                f"install a build with {accelerator}",
+            )
+        )
+    if accelerator == CUDA:
+        reasons += [driver_obstacle(gpus), capability_obstacle(compute_capability)]
+    found = [reason for reason in reasons if reason is not None]
+    if not found:
+        return None
+    hints = [reason.hint for reason in found if reason.hint]
+    return Problem(", and ".join(reason.message for reason in found), " and ".join(hints))
+
+
+def driver_obstacle(gpus: Gpus) -> Problem | None:
+    """Why the driver does not do for builds with CUDA; None when it does or tells no version."""
+    cuda = gpus.cuda_version
+    if cuda is None or cuda >= REQUIRED_CUDA:
+        return None
+    return Problem(
+        f"the driver {gpus.driver_version or 'of this machine'} serves CUDA {_version(cuda)}, "
+        f"a build with CUDA needs {_version(REQUIRED_CUDA)}",
+        f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer",
+    )
+
+
+def capability_obstacle(compute_capability: tuple[int, int] | None) -> Problem | None:
+    """Why a card is too old for builds with CUDA; None when it is not."""
+    if compute_capability is None or compute_capability >= LEAST_COMPUTE_CAPABILITY:
+        return None
+    return Problem(
+        f"compute capability {_version(compute_capability)} is too old for a build with CUDA, "
+        f"which needs {_version(LEAST_COMPUTE_CAPABILITY)}",
+        "use a card of the RTX 20 series or newer",
+    )
+
+
 def _automatic(machine: Machine) -> Choice:
     if METAL in machine.accelerators:
         return Choice(_metal(machine), "this build uses Metal")
-    cards = machine.gpus.found
-    obstacle = _obstacle(CUDA, machine) if cards else None
-    if cards and obstacle is None:
-        best = max(cards, key=lambda card: card.free_bytes)
-        reason = "the only card" if len(cards) == 1 else "the card with the most free memory"
-        return Choice(_card(best), reason, machine.gpus.problems)
-    if obstacle is not None:
-        names = ", ".join(f"{card.name} ({card.device})" for card in cards)
-        whys = (f"{names}: {obstacle.message}", *([obstacle.hint] if obstacle.hint else []))
-    else:
-        whys = tuple(
-            text
-            for problem in machine.gpus.problems
-            for text in (problem.message, problem.hint)
-            if text
-        )
-    why = "; ".join(whys) or "there is no card"
+    usable, whys = [], []
+    for card in machine.gpus.found:
+        obstacle = why_not(CUDA, machine.accelerators, machine.gpus, card.compute_capability)
+        if obstacle is None:
+            usable.append(card)
+        else:
+            whys.append(Problem(f"{card.name} ({card.device}): {obstacle.message}", obstacle.hint))
+    if usable:
+        best = max(usable, key=lambda card: card.free_bytes)
+        reason = "the only card" if len(usable) == 1 else "the card with the most free memory"
+        return Choice(_card(best), reason, (*machine.gpus.problems, *whys))
+    whys = whys or list(machine.gpus.problems)
+    # A sentence that is true of several cards, or a remedy for several, is said once.
+    texts = dict.fromkeys(text for why in whys for text in (why.message, why.hint) if text)
+    why = "; ".join(texts) or "there is no card"
     warning = Problem(f"the models run on the CPU: {why}", _ON_THE_CPU)
     return Choice(_cpu(machine), "there is no card to use", (warning,))
 
@@ -172,26 +224,8 @@ def _simulated(wish: str | None, device: Device) -> Choice:
         )
     # Each card that is asked for is one like it.
     named = device if wish in (None, CUDA) else replace(device, name=wish)
-    return Choice(named, "simulated")
-
-
-def _obstacle(accelerator: str, machine: Machine) -> Problem | None:
-    """Why this build cannot use a device of this sort."""
-    messages, hints = [], []
-    if accelerator not in machine.accelerators:
-        messages.append(f"this build of moshi-ctl has no support for {accelerator}")
-        hints.append(f"install a build with {accelerator}")
-    cuda = machine.gpus.cuda_version
-    # Said at once with the other: nobody is to install a build that does not run either.
-    if accelerator == CUDA and cuda is not None and cuda < REQUIRED_CUDA:
-        messages.append(
-            f"the driver {machine.gpus.driver_version or 'of this machine'} serves "
-            f"CUDA {_version(cuda)}, builds with CUDA need {_version(REQUIRED_CUDA)}"
-        )
-        hints.append(f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer")
-    if not messages:
-        return None
-    return Problem(", and ".join(messages), " and ".join(hints))
+    obstacle = capability_obstacle(device.compute_capability)
+    return Choice(named, "simulated", () if obstacle is None else (obstacle,))
 
 
 def _no_such_card(name: str, gpus: Gpus) -> UsageError:

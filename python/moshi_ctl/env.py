@@ -120,7 +120,14 @@ def load_dot_env(folder: Path) -> None:
                 f"{path}: the line that names {name!r} has no value",
                 hint=f"write {name}=value, or remove the line",
             )
-        os.environ.setdefault(name, value)
+        try:
+            os.environ.setdefault(name, value)
+        except ValueError:
+            # Not chained: that error may show the value.
+            raise UsageError(
+                f"{path}: {name!r} cannot be set: name or value holds what no variable can",
+                hint="write NAME=value without NUL characters, or remove the line",
+            ) from None
 
 
 def value_of(variable: Variable) -> str | None:
@@ -137,6 +144,25 @@ def number_of(variable: Variable, least: float, most: float, unit: str) -> float
     """
     value = value_of(variable)
     return None if value is None else number(variable.name, value, least, most, unit)
+
+
+def whole_number_of(variable: Variable, least: int, most: int, unit: str) -> int | None:
+    """The whole number that `variable` is set to, or None when it is not set.
+
+    Raises:
+        UsageError: When it is no whole number, or outside of what makes sense.
+    """
+    value = value_of(variable)
+    if value is None:
+        return None
+    try:
+        parsed = int(value)
+    except ValueError:
+        raise UsageError(
+            f"{variable.name}: {value!r} is not a whole number",
+            hint=f"use a number of {unit} from {least} to {most}",
+        ) from None
+    return int(number(variable.name, str(parsed), least, most, unit))
 
 
 def number(name: str, value: str, least: float, most: float, unit: str) -> float:

@@ -9,6 +9,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 from moshi_ctl.config import Config
+from moshi_ctl.devices import CPU
 from moshi_ctl.errors import ConfigError, UsageError
 from moshi_ctl.plan import ModulePlan, Plan
 
@@ -64,7 +65,9 @@ def write(configuration: Config, plan: Plan, target: Path, *, overwrite: bool) -
 
 def _values(module: ModulePlan, table: Mapping[str, Any]) -> dict[str, int | str]:
     """What was planned, by the keys that `table` is to say it with."""
-    values: dict[str, int | str] = {"batch_size": module.lanes}
+    # On a CPU memory holds more than real time allows, which only the worker can measure.
+    stays_automatic = module.wanted is None and module.device == CPU
+    values: dict[str, int | str] = {"batch_size": _AUTO if stays_automatic else module.lanes}
     # Kyutai's name for the precision stays the name for it where it is used.
     if "dtype_override" in table:
         values["dtype_override"] = module.chosen.precision

@@ -15,6 +15,9 @@ from moshi_ctl import nvml, visible_devices
 from moshi_ctl.env import CUDA_DEVICE_ORDER, CUDA_VISIBLE_DEVICES
 from moshi_ctl.nvml import Answer, Refusal
 
+NO_DRIVER: Final = "no NVIDIA driver: libnvidia-ml was not found"
+"""The message of the problem on machines that never had a driver."""
+
 _MILLIWATTS_PER_WATT: Final = 1000
 
 
@@ -167,10 +170,7 @@ def _why_not_started(refusal: Refusal) -> Problem:
         if "no such file" not in str(refusal.cause).lower():
             return Problem(f"libnvidia-ml cannot be loaded: {refusal.cause}", nvml.UPDATE_DRIVER)
         hint = "only NVIDIA cards need one; a container with cards starts with `--gpus all`"
-        return Problem(
-            "no NVIDIA driver: libnvidia-ml was not found",
-            None if sys.platform == "darwin" else hint,
-        )
+        return Problem(NO_DRIVER, None if sys.platform == "darwin" else hint)
     if refusal.code == nvml.DRIVER_NOT_LOADED:
         return Problem(
             "no NVIDIA driver: its kernel module is not loaded",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +60,59 @@ def fetch_all(values: Iterable[str], *, show_progress: bool) -> dict[str, Path]:
 def cached(file: HubFile) -> Path | None:
     """The local path of `file` if it was downloaded before."""
     import huggingface_hub
+    from huggingface_hub import errors
 
-    path = huggingface_hub.try_to_load_from_cache(file.repository, file.name)
+    try:
+        path = huggingface_hub.try_to_load_from_cache(file.repository, file.name)
+    except errors.HFValidationError as error:
+        raise ModelFileError(
+            f"cannot look for {file}: {_first_line(error)}",
+            hint=f"write {_SCHEME}organisation/repository/file",
+        ) from error
     return Path(path) if isinstance(path, str) else None
+
+
+def endpoint() -> str:
+    """Where `hf://` files come from, without a name and password that its address may hold."""
+    from huggingface_hub import constants
+
+    return re.sub(r"//.*@", "//", constants.ENDPOINT)
+
+
+def ask(*, timeout_s: float) -> int:
+    """The HTTP status that the hub answers with.
+
+    Args:
+        timeout_s: How long connecting, and then the answer, may take.
+
+    Raises:
+        ModelFileError: When there is no answer, or none is to be asked for.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    try:
+        return huggingface_hub.get_session().head(constants.ENDPOINT, timeout=timeout_s).status_code
+    except Exception as error:  # the library raises its HTTP client's own errors too
+        raise ModelFileError(
+            f"{endpoint()} does not answer ({_network_reason(error)})",
+            hint=f"check the network, the proxy settings and {HF_ENDPOINT.name}",
+        ) from error
+
+
+def size_of(file: HubFile, *, timeout_s: float) -> int | None:
+    """Bytes of `file` on the hub, or None where the hub does not tell.
+
+    Raises:
+        ModelFileError: Says why it could not be downloaded, and what to do.
+    """
+    import huggingface_hub
+
+    try:
+        url = huggingface_hub.hf_hub_url(file.repository, file.name)
+        return huggingface_hub.get_hf_file_metadata(url, timeout=timeout_s).size
+    except Exception as error:  # noqa: BLE001 - the library raises its HTTP client's own errors too
+        _explain(file, error)
 
 
 def fetch(file: HubFile, *, show_progress: bool) -> Path:
@@ -94,8 +145,8 @@ def _diagnose(file: HubFile, error: Exception) -> tuple[str, str]:
     """What went wrong with a download, and what to do about it."""
     from huggingface_hub import constants, errors
 
-    endpoint = constants.ENDPOINT
-    page = f"{endpoint}/{file.repository}"
+    address = endpoint()
+    page = f"{address}/{file.repository}"
     # What the library concluded comes first, what made it conclude that comes after.
     causes = [error, error.__cause__, error.__context__]
     response = next(
@@ -116,7 +167,7 @@ def _diagnose(file: HubFile, error: Exception) -> tuple[str, str]:
         )
     if any(isinstance(cause, errors.RepositoryNotFoundError) for cause in causes):
         return (
-            f"there is no such repository at {endpoint}, or it is private",
+            f"there is no such repository at {address}, or it is private",
             f"check its name; for a private one set {HF_TOKEN.name} to a token that may read it",
         )
     if any(isinstance(cause, errors.RemoteEntryNotFoundError) for cause in causes):
@@ -131,7 +182,7 @@ def _diagnose(file: HubFile, error: Exception) -> tuple[str, str]:
         )
     if status is not None:
         return (
-            f"{endpoint} answered HTTP {status}",
+            f"{address} answered HTTP {status}",
             "try again later; if it stays, see whether the hub has an outage",
         )
     full = next((c for c in causes if isinstance(c, OSError) and c.errno == errno.ENOSPC), None)
@@ -148,9 +199,18 @@ def _diagnose(file: HubFile, error: Exception) -> tuple[str, str]:
         )
     reason = next((c for c in reversed(causes) if c is not None), error)
     return (
-        f"no complete answer from {endpoint} ({type(reason).__name__}: {_first_line(reason)})",
+        f"no complete answer from {address} ({type(reason).__name__}: {_first_line(reason)})",
         f"check the network, the proxy settings and {HF_ENDPOINT.name}",
     )
+
+
+def _network_reason(error: BaseException) -> str:
+    """What the system said; a client's own words may hold what an address hides."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    name = type(error).__name__
+    return name if cause is None else f"{name}: {_first_line(cause)}"
 
 
 def _first_line(error: BaseException) -> str:

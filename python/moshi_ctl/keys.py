@@ -4,12 +4,65 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from typing import Final
 
 from moshi_ctl.env import BETTER_AUTH_SECRET, MOSHI_API_KEY, value_of
 from moshi_ctl.errors import UsageError
 
 MIN_JWT_SECRET_BYTES = 32
 """What RFC 7518, section 3.2, asks of a secret for HS256."""
+
+TOO_SHORT: Final = (
+    f"{BETTER_AUTH_SECRET.name} is shorter than {MIN_JWT_SECRET_BYTES} bytes: whoever sees a token "
+    "could find it by trying, and sign tokens too"
+)
+TOO_SHORT_HINT: Final = (
+    "use a longer one, such as `openssl rand -base64 32` prints, here and where tokens are signed"
+)
+
+# From documentation, examples and configurations that others copy; without case and punctuation.
+_KNOWN_TO_EVERYBODY: Final = frozenset(
+    {
+        "apikey",
+        "authid",
+        "betterauthsecret",
+        "changeit",
+        "changeme",
+        "changethis",
+        "default",
+        "demo",
+        "example",
+        "firstkey",
+        "key",
+        "moshi",
+        "moshikey",
+        "mykey",
+        "mysecret",
+        "mysecretkey",
+        "mysecrettoken",
+        "password",
+        "publictoken",
+        "replaceme",
+        "secondkey",
+        "secret",
+        "secretkey",
+        "secrettoken",
+        "test",
+        "testkey",
+        "token",
+        "yourapikey",
+        "yourapikeyhere",
+        "yourjwtsecret",
+        "yourjwtsecrethere",
+        "yourkey",
+        "yoursecret",
+        "yoursecrethere",
+        "yoursecretkey",
+        "yoursecretkeyhere",
+        "yourtoken",
+        "yourtokenhere",
+    }
+)
 
 
 def keys_from_environment() -> list[str] | None:
@@ -62,6 +115,11 @@ def jwt_secret_from_environment() -> str | None:
 def is_short_for_tokens(jwt_secret: str) -> bool:
     """Whether somebody with a token could find the secret by trying."""
     return len(jwt_secret.encode()) < MIN_JWT_SECRET_BYTES
+
+
+def is_known_to_everybody(key: str) -> bool:
+    """Whether a key is a placeholder from documentation or an example."""
+    return "".join(filter(str.isalnum, key.casefold())) in _KNOWN_TO_EVERYBODY
 
 
 def is_loopback(addr: str) -> bool:

@@ -47,7 +47,8 @@ class Needs:
         kv_precision: Of keys and values.
         lm_weights_bytes: The language model's weights.
         codec_weights_bytes: The codec's weights.
-        workspace_bytes: What a step works in, and what the device takes for itself.
+        workspace_bytes: What a step works in.
+        device_bytes: What the device takes for itself, once for all models of a process.
         lane_bytes: What each lane takes once it has heard a whole context.
     """
 
@@ -56,6 +57,7 @@ class Needs:
     lm_weights_bytes: int
     codec_weights_bytes: int
     workspace_bytes: int
+    device_bytes: int
     lane_bytes: int
 
     @property
@@ -65,7 +67,7 @@ class Needs:
 
     @property
     def fixed_bytes(self) -> int:
-        """Without any lane."""
+        """Without any lane, and without the device's own."""
         return self.weights_bytes + self.workspace_bytes
 
 
@@ -152,6 +154,7 @@ def _computed(precision: str, entry: dict[str, Any]) -> Needs:
         lm_weights_bytes=entry["lm_weights_bytes"],
         codec_weights_bytes=entry["codec_weights_bytes"],
         workspace_bytes=entry["workspace_bytes"],
+        device_bytes=entry["device_bytes"],
         lane_bytes=entry["lane_bytes"],
     )
 
@@ -163,7 +166,7 @@ def _replaced(needs: Needs, facts: dict[str, Any], rules: Rules) -> Needs:
         in_file = facts["parameters_in_file"]
         params = params or (in_file / 1e9 if in_file else DEFAULT_PARAMS_BILLIONS)
         lane_mib = lane_mib or DEFAULT_LANE_MIB
-        needs = replace(needs, codec_weights_bytes=0, workspace_bytes=0)
+        needs = replace(needs, codec_weights_bytes=0, workspace_bytes=0, device_bytes=0)
     if params is not None:
         weights = int(params * 1e9 * _PARAMETER_BYTES[needs.precision])
         needs = replace(needs, lm_weights_bytes=weights)

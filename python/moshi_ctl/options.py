@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -34,6 +34,17 @@ ConfigOption = Annotated[
     ),
 ]
 
+
+AddrOption = Annotated[
+    str,
+    typer.Option("--addr", "-a", help="IP address to listen on; 127.0.0.1: this machine."),
+]
+DEFAULT_ADDR: Final = "0.0.0.0"  # noqa: S104 - as Kyutai's server; without a key it is refused
+
+PortOption = Annotated[
+    int, typer.Option("--port", "-p", min=0, max=65_535, help="Port; 0: any free one.")
+]
+DEFAULT_PORT: Final = 8080
 
 ThreadsOption = Annotated[
     int | None,

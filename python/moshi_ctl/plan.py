@@ -89,19 +89,21 @@ class DevicePlan:
     Attributes:
         device: The device.
         reserve_bytes: What is left free of it.
+        device_bytes: What it takes for itself.
         modules: What runs on it.
         shortfall: Why not even one lane of each module fits, and what would.
     """
 
     device: Device
     reserve_bytes: int
+    device_bytes: int
     modules: tuple[ModulePlan, ...]
     shortfall: Problem | None
 
     @property
     def budget_bytes(self) -> int:
         """What its modules may take."""
-        return max(0, self.device.free_bytes - self.reserve_bytes)
+        return max(0, self.device.free_bytes - self.reserve_bytes - self.device_bytes)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def make(
         ModelFileError: When a model file's header cannot be read.
     """
     rules = needs.rules_from_environment(estimate=configuration.sizing.estimate)
-    reserve_bytes = int(_reserve_mib(configuration, wishes) * BYTES_PER_MIB)
+    reserve_bytes = int(reserve_mib(configuration, wishes) * BYTES_PER_MIB)
     files = files_that_are_here(configuration)
     choices = {
         name: devices.choose(_device_wish(wishes, module), machine, only_plans=only_plans)
@@ -222,21 +224,25 @@ def files_that_are_here(configuration: Config) -> dict[str, Path]:
     return found
 
 
-def _device_wish(wishes: Wishes, module: Module) -> str | None:
-    if wishes.device is None:
-        return module.device
-    return None if wishes.device == _AUTO else wishes.device
+def reserve_mib(configuration: Config | None, wishes: Wishes) -> float:
+    """What is left free: the command line before the environment before the configuration.
 
-
-def _reserve_mib(configuration: Config, wishes: Wishes) -> float:
-    """What is left free: the command line before the environment before the configuration."""
+    Raises:
+        UsageError: When the environment says something that is no size.
+    """
     if wishes.reserve_mib is not None:
         return wishes.reserve_mib
     said = env.number_of(env.MOSHI_RESERVE_MB, 0, MOST_RESERVE_MIB, "MiB")
     if said is not None:
         return said
-    configured = configuration.sizing.reserve_mb
+    configured = None if configuration is None else configuration.sizing.reserve_mb
     return DEFAULT_RESERVE_MIB if configured is None else configured
+
+
+def _device_wish(wishes: Wishes, module: Module) -> str | None:
+    if wishes.device is None:
+        return module.device
+    return None if wishes.device == _AUTO else wishes.device
 
 
 def _device_plan(
@@ -246,7 +252,8 @@ def _device_plan(
     of_modules: Mapping[str, ModuleNeeds],
     reasons: Mapping[str, str],
 ) -> DevicePlan:
-    budget_bytes = max(0, device.free_bytes - reserve_bytes)
+    device_bytes = max(of_module.chosen.device_bytes for of_module in of_modules.values())
+    budget_bytes = max(0, device.free_bytes - reserve_bytes - device_bytes)
     demands = [
         _demand(module, of_module.chosen, configuration.modules[module].lanes)
         for module, of_module in of_modules.items()
@@ -279,8 +286,8 @@ def _device_plan(
         )
     shortfall = None
     if lanes is None:
-        shortfall = _shortfall(device, reserve_bytes, demands, of_modules)
-    return DevicePlan(device, reserve_bytes, tuple(modules), shortfall)
+        shortfall = _shortfall(device, reserve_bytes, device_bytes, demands, of_modules)
+    return DevicePlan(device, reserve_bytes, device_bytes, tuple(modules), shortfall)
 
 
 def _demand(module: str, of_module: Needs, lanes: int | None) -> Demand:
@@ -302,11 +309,12 @@ def _limit(demand: Demand, lanes: int) -> str:
 def _shortfall(
     device: Device,
     reserve_bytes: int,
+    device_bytes: int,
     demands: list[Demand],
     of_modules: Mapping[str, ModuleNeeds],
 ) -> Problem:
     """Why nothing fits, and what would."""
-    needed = sizing.least_bytes(demands)
+    needed = device_bytes + sizing.least_bytes(demands)
     names = ", ".join(demand.module for demand in demands)
     several = len(demands) > 1
     message = (
@@ -315,7 +323,8 @@ def _shortfall(
         f"free, and {memory(reserve_bytes)} are to stay free"
     )
     ways = []
-    smaller = _precisions_that_fit(demands, of_modules, max(0, device.free_bytes - reserve_bytes))
+    budget_bytes = max(0, device.free_bytes - reserve_bytes - device_bytes)
+    smaller = _precisions_that_fit(demands, of_modules, budget_bytes)
     if smaller:
         ways.append(f"use --precision {' or '.join(smaller)}")
     missing = needed - (device.free_bytes - reserve_bytes)

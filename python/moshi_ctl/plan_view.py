@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from rich import box
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from moshi_ctl import _native, report
 from moshi_ctl.devices import CPU, Device
-from moshi_ctl.gpu import GpuProcess, Gpus
+from moshi_ctl.gpu import Gpu, Gpus
 from moshi_ctl.plan import DevicePlan, ModulePlan, Plan
 from moshi_ctl.units import memory
 
@@ -30,20 +31,26 @@ _MARKS: Final = {
     "weights": ("█", "blue"),
     "lanes": ("▓", "green"),
     "workspace": ("▒", "cyan"),
+    "driver": ("▪", "magenta"),
     "left": (" ", ""),
     "reserve": ("░", "yellow"),
 }
 # Where the output's encoding has only letters.
 _PLAIN_MARKS: Final = {
-    name: (plain, style) for (name, (_, style)), plain in zip(_MARKS.items(), ".#+= -", strict=True)
+    name: (plain, style)
+    for (name, (_, style)), plain in zip(_MARKS.items(), ".#+=: -", strict=True)
 }
 _Marks = Mapping[str, tuple[str, str]]
 
 
-def show(plan: Plan, console: Console) -> None:
-    """Prints the whole decision; warnings go to standard error."""
+def warn_of(plan: Plan) -> None:
+    """Writes what the user should know to standard error."""
     for warning in plan.warnings:
         report.warn(warning.message, hint=warning.hint)
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Prints the whole decision."""
     marks = _PLAIN_MARKS if console.options.ascii_only else _MARKS
     for device in plan.devices:
         console.print(_device(device, plan, console, marks))
@@ -57,6 +64,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "driver_version": plan.machine.gpus.driver_version,
         "cuda_version": _version(plan.machine.gpus.cuda_version),
         "warnings": [{"message": w.message, "hint": w.hint} for w in plan.warnings],
+        "gpus": [_gpu_json(card) for card in plan.machine.gpus.found],
         "devices": [_device_json(device) for device in plan.devices],
         "modules": {module.module: _module_json(module) for module in plan.modules},
     }
@@ -71,6 +79,7 @@ def _device(plan: DevicePlan, whole: Plan, console: Console, marks: _Marks) -> R
         Text.assemble((device.name, "bold"), "  ", _title(device, whole.machine.gpus)),
         _bar(plan, marks),
         _legend(plan, marks),
+        *_holders(device),
         Text(),
         table,
     ]
@@ -78,8 +87,8 @@ def _device(plan: DevicePlan, whole: Plan, console: Console, marks: _Marks) -> R
     if device.name == CPU and whole.measures and plan.shortfall is None:
         parts.append(
             Text(
-                "Before its port opens a worker measures how many lanes this CPU keeps in real\n"
-                "time, and offers no more than that."
+                "That is by memory. Before its port opens a worker measures how many lanes this\n"
+                "CPU keeps in real time, and offers no more than that."
             )
         )
     return Group(*parts, Text())
@@ -95,6 +104,15 @@ def _title(device: Device, gpus: Gpus) -> str:
     return ", ".join(facts)
 
 
+def _holders(device: Device) -> list[Text]:
+    """Whose memory the other programs' is, where the driver tells it."""
+    return [
+        Text(f"  {memory(process.used_bytes)} held by process {process.pid} ({process.name})")
+        for process in device.processes
+        if process.used_bytes and process.name
+    ]
+
+
 def _segments(plan: DevicePlan) -> list[tuple[str, int]]:
     """What a device's memory is for, and its bytes."""
     fits = plan.shortfall is None
@@ -102,10 +120,15 @@ def _segments(plan: DevicePlan) -> list[tuple[str, int]]:
     workspace = sum(module.chosen.workspace_bytes for module in plan.modules)
     lanes = sum(module.lanes * module.chosen.lane_bytes for module in plan.modules)
     taken = plan.device.total_bytes - plan.device.free_bytes
-    left = plan.device.free_bytes - plan.reserve_bytes - weights - workspace - lanes
+    left = plan.budget_bytes - weights - workspace - lanes
     segments = [("other programs", taken)]
     if fits:
-        segments += [("weights", weights), ("lanes", lanes), ("workspace", workspace)]
+        segments += [
+            ("weights", weights),
+            ("lanes", lanes),
+            ("workspace", workspace),
+            ("driver", plan.device_bytes),
+        ]
     else:
         left = max(0, plan.device.free_bytes - plan.reserve_bytes)
     reserve = min(plan.reserve_bytes, plan.device.free_bytes)
@@ -147,7 +170,7 @@ def _table(plan: DevicePlan) -> Table:
     for module in plan.modules:
         table.add_row(
             module.module,
-            str(module.lanes) if module.wanted in (None, module.lanes) else _fewer(module),
+            _lanes(module),
             _precision(module),
             _LIMITS[module.limit],
             memory(module.chosen.weights_bytes),
@@ -164,7 +187,9 @@ def _precision(module: ModulePlan) -> str:
     return f"{chosen.precision}, kv {chosen.kv_precision}"
 
 
-def _fewer(module: ModulePlan) -> Text:
+def _lanes(module: ModulePlan) -> Text:
+    if module.wanted in (None, module.lanes):
+        return Text(str(module.lanes))
     return Text(f"{module.lanes} of {module.wanted}", "bold yellow")
 
 
@@ -204,14 +229,14 @@ def _device_json(plan: DevicePlan) -> dict[str, Any]:
         "total_bytes": device.total_bytes,
         "free_bytes": device.free_bytes,
         "reserve_bytes": plan.reserve_bytes,
+        "driver_bytes": plan.device_bytes,
         "budget_bytes": plan.budget_bytes,
-        "processes": [_process_json(process) for process in device.processes],
         "shortfall": shortfall and {"message": shortfall.message, "hint": shortfall.hint},
     }
 
 
-def _process_json(process: GpuProcess) -> dict[str, Any]:
-    return {"pid": process.pid, "name": process.name, "used_bytes": process.used_bytes}
+def _gpu_json(card: Gpu) -> dict[str, Any]:
+    return {**asdict(card), "compute_capability": _version(card.compute_capability)}
 
 
 def _module_json(module: ModulePlan) -> dict[str, Any]:

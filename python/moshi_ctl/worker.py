@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moshi_ctl import _native, config, devices, gpu, hub, interrupts, keys, plan, plan_view
-from moshi_ctl.env import BETTER_AUTH_SECRET, MOSHI_API_KEY
+from moshi_ctl.env import MOSHI_API_KEY
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import Wishes
 from moshi_ctl.report import console, warn
@@ -46,17 +46,12 @@ def run(config_path: Path, options: WorkerOptions) -> None:
         ModelFileError: When a file cannot be downloaded, or is another model's.
         WorkerError: When the server cannot start or fails.
     """
-    addr = _ip_address(options.addr)
+    addr = ip_address(options.addr)
     configuration = config.read(config_path, require_files=True)
     api_keys = keys.keys_from_environment()
     jwt_secret = keys.jwt_secret_from_environment()
     if jwt_secret is not None and keys.is_short_for_tokens(jwt_secret):
-        warn(
-            f"{BETTER_AUTH_SECRET.name} is shorter than {keys.MIN_JWT_SECRET_BYTES} bytes: "
-            "whoever sees a token could find it by trying, and sign tokens too",
-            hint="use a longer one, such as `openssl rand -base64 32` prints, here and where "
-            "tokens are signed",
-        )
+        warn(keys.TOO_SHORT, hint=keys.TOO_SHORT_HINT)
     if api_keys is None and jwt_secret is None and configuration.key_count == 0:
         keys.refuse_open_server(addr)
         warn(
@@ -66,6 +61,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
     gpu.number_cards_as_nvml_does()
     machine = devices.read_machine()
     decided = plan.make(configuration, machine, options.wishes, only_plans=False)
+    plan_view.warn_of(decided)
     if not options.silent:
         plan_view.show(decided, console())
     decided.refuse_what_does_not_fit()
@@ -87,7 +83,12 @@ def run(config_path: Path, options: WorkerOptions) -> None:
         )
 
 
-def _ip_address(addr: str) -> str:
+def ip_address(addr: str) -> str:
+    """The IP address that `--addr` means.
+
+    Raises:
+        UsageError: When it means none.
+    """
     if addr == "localhost":
         return "127.0.0.1"
     try:
