@@ -321,7 +321,7 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
     path = configs.demo(tmp_path)
     report = examined("--config", path, cwd=tmp_path, env={"MOSHI_RESERVE_MB": "1048576"})
     failure = next(check for check in report.named("plan") if check["status"] == "failure")
-    assert "are needed for one lane" in failure["message"]
+    assert "one lane needs" in failure["message"]
     assert "--reserve-mb" in failure["remedy"]
     assert report.code == 1
 

@@ -15,6 +15,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +70,12 @@ def only(findings: list[Finding]) -> tuple[str, str]:
         (NEW_DRIVER, ("cuda",), "ok", "580.95.05, serves CUDA 13.0"),
         (Gpus(None, None, (THE_2070,), ()), ("cuda",), "ok", "unknown, serves CUDA unknown"),
         (OLD_DRIVER, (), "warning", "a build with CUDA needs 13.0 | update the NVIDIA driver"),
-        (OLD_DRIVER, ("cuda",), "failure", "this build needs 13.0 | update the NVIDIA driver"),
+        (
+            OLD_DRIVER,
+            ("cuda",),
+            "failure",
+            "a build with CUDA needs 13.0 | update the NVIDIA driver",
+        ),
         (NO_DRIVER, (), "ok", "none"),
         (NO_DRIVER, ("metal",), "ok", "none"),
         (NO_DRIVER, ("cuda",), "failure", "no NVIDIA driver: libnvidia-ml was not found | get one"),
@@ -89,9 +95,12 @@ def test_the_driver(
 
 def test_a_card_that_this_build_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(nvidia.cards(on(NEW_DRIVER, monkeypatch, "cuda")))[0] == "ok"
-    status, said = only(nvidia.cards(on(OLD_DRIVER, monkeypatch, "cuda")))
+    # What is wrong with the driver is said of the driver.
+    assert only(nvidia.cards(on(OLD_DRIVER, monkeypatch, "cuda")))[0] == "ok"
+    old = replace(NEW_DRIVER, found=(replace(THE_2070, compute_capability=(6, 1)),))
+    status, said = only(nvidia.cards(on(old, monkeypatch, "cuda")))
     assert status == "warning"
-    assert "this build needs 13.0" in said
+    assert "compute capability 6.1 is too old for a build with CUDA, which needs 7.5" in said
 
 
 def libraries(present: set[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,13 @@ def test_the_copy_is_valid_and_gets_the_same(
     assert command("fit", "--config", name, "--out", target, *facts).code == 0
     assert command("validate", target).code == 0
     before, after = (command.plan(path, *facts).module for path in (name, target))
-    assert after["lanes"] == after["wanted_lanes"] == before["lanes"]
-    assert after["limit"] == "batch_size"
+    assert after["lanes"] == before["lanes"]
+    if before["wanted_lanes"] == "auto" and before["device"] == "cpu":
+        # How many keep real time is for the worker to find out.
+        assert after["wanted_lanes"] == "auto"
+    else:
+        assert after["wanted_lanes"] == before["lanes"]
+        assert after["limit"] == "batch_size"
     for key in ("precision", "kv_precision", "total_bytes"):
         assert after[key] == before[key]
     # What fits is not made to fit once more.

@@ -29,7 +29,7 @@ from support.fake_nvml import (
     Machine,
 )
 from support.gpus import THE_2070
-from support.plans import GIB, MIB, PLAIN_MACHINE, Command, Said, on_cards
+from support.plans import DRIVER_MIB, GIB, MIB, PLAIN_MACHINE, Command, Said, on_cards
 
 STT_1B = ("--config", "stt-1b-en_fr", "--json")
 ON_THE_CARD = (*STT_1B, "--device", "cuda:0")
@@ -84,7 +84,8 @@ def test_cards(machine: Machine, precision: str, lanes: range, tmp_path: Path) -
     assert device["total_bytes"] == facts.total_bytes
     assert not device["simulated"]
     assert module["total_bytes"] <= device["budget_bytes"]
-    assert device["budget_bytes"] == device["free_bytes"] - 512 * MIB
+    assert device["driver_bytes"] == DRIVER_MIB * MIB
+    assert device["budget_bytes"] == device["free_bytes"] - (512 + DRIVER_MIB) * MIB
 
 
 def test_the_warning_says_what_keeps_this_build_from_a_card(tmp_path: Path) -> None:
@@ -101,9 +102,7 @@ def test_an_old_driver_is_said_at_once(tmp_path: Path) -> None:
     assert said.plan["driver_version"] == "470.256.02"
     assert said.plan["cuda_version"] == "11.4"
     (warning,) = said.plan["warnings"]
-    assert (
-        "the driver 470.256.02 serves CUDA 11.4, builds with CUDA need 13.0" in (warning["message"])
-    )
+    assert "470.256.02 serves CUDA 11.4, a build with CUDA needs 13.0" in warning["message"]
     assert "update the NVIDIA driver to 580 or newer" in warning["hint"]
 
 
@@ -119,6 +118,7 @@ def test_a_full_card_is_refused_with_who_fills_it(tmp_path: Path) -> None:
     needed = sum(
         module[f"{part}_bytes"] for part in ("lm_weights", "codec_weights", "workspace", "lane")
     )
+    needed += DRIVER_MIB * MIB
     assert f"module asr: one lane needs {needed / GIB:.2f} GiB" in said.error
     assert "cuda:0 (NVIDIA GeForce RTX 2070) has 0 KiB free, and 512 MiB are to stay free" in (
         said.error
@@ -128,7 +128,12 @@ def test_a_full_card_is_refused_with_who_fills_it(tmp_path: Path) -> None:
     assert f"free {(needed + 512 * MIB) / GIB:.2f} GiB more" in said.hint
     assert "--device cpu" in said.hint
     assert "--precision" not in said.hint  # none of them fits
-    assert [process["pid"] for process in said.plan["devices"][0]["processes"]] == [4321, 1234]
+    (card,) = said.plan["gpus"]
+    assert [process["pid"] for process in card["processes"]] == [4321, 1234]
+    assert (card["compute_capability"], card["index"], card["is_mig"]) == ("7.5", 0, False)
+    assert card["uuid"].startswith("GPU-")
+    assert card["temperature_c"] > 0
+    assert card["power_w"] > 0
 
 
 def test_no_traceback_and_no_table_are_in_the_way_of_a_refusal(tmp_path: Path) -> None:
@@ -229,7 +234,7 @@ def only_warning(said: Said) -> tuple[str, str]:
     [
         (RTX_3060, "NVIDIA GeForce RTX 3060 (cuda:0): this build of moshi-ctl has no support"),
         (TWO_CARDS, "RTX 2070 (cuda:0), NVIDIA GeForce RTX 3060 (cuda:1): this build"),
-        (DRIVER_470, "the driver 470.256.02 serves CUDA 11.4, builds with CUDA need 13.0"),
+        (DRIVER_470, "the driver 470.256.02 serves CUDA 11.4, a build with CUDA needs 13.0"),
         (NOT_LOADED, "its kernel module is not loaded; load it with `modprobe nvidia`"),
         (NO_CARD, "no NVIDIA card: driver 570.86.15 finds none"),
     ],
@@ -281,7 +286,7 @@ def test_a_build_with_cuda_says_what_is_wrong_with_the_driver(command: Command) 
     command.on(Here(PLAIN_MACHINE.ram, gpus, ("cuda",)))
     said = command("plan", "--config", "stt-1b-en_fr")
     message, _ = only_warning(said)
-    assert "the driver 470.256.02 serves CUDA 11.4, builds with CUDA need 13.0" in message
+    assert "the driver 470.256.02 serves CUDA 11.4, a build with CUDA needs 13.0" in message
     assert "no support" not in message
     said = command.plan("stt-1b-en_fr", "--device", "cuda")
     assert said.module["device"] == "cuda:0"
@@ -361,7 +366,7 @@ def test_everything_is_said_in_eighty_columns(
         plus = "+" if lanes == _native.MAX_LANES else ""
         most = f"{precision} is not possible" if lanes is None else f"{lanes}{plus} in {precision}"
         assert most in said.out
-    measures = "a worker measures how many lanes this CPU keeps" in said.out
+    measures = "a worker measures how many lanes this" in said.out
     assert measures == (module["device"] == "cpu")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from moshi_ctl import _native
 from support import cli, configs, safetensors
-from support.plans import CARD, MIB, Command
+from support.plans import CARD, DRIVER_MIB, MIB, Command
 
 PRECISIONS = ("f32", "f16", "bf16", "q8")
 USAGE_ERROR = 2
@@ -160,7 +160,7 @@ def test_auto_is_what_fits(free_mb: int, command: Command, tmp_path: Path) -> No
     said = command.plan(config, *card(free_mb))
     module = said.module
     fixed = module["total_bytes"] - module["lanes"] * module["lane_bytes"]
-    budget = free_mb * MIB - 512 * MIB
+    budget = (free_mb - 512 - DRIVER_MIB) * MIB
     assert module["lanes"] == (budget - fixed) // module["lane_bytes"]
     assert module["limit"] == "memory"
     assert module["most_lanes_by_precision"]["bf16"] == module["lanes"]
@@ -187,7 +187,8 @@ def test_who_decides_what_stays_free(command: Command, tmp_path: Path) -> None:
 
     def reserved(config: Path, *arguments: str) -> int:
         (device,) = command.plan(config, *CARD, *arguments).plan["devices"]
-        assert device["budget_bytes"] == device["free_bytes"] - device["reserve_bytes"]
+        kept = device["reserve_bytes"] + device["driver_bytes"]
+        assert device["budget_bytes"] == device["free_bytes"] - kept
         return int(device["reserve_bytes"])
 
     assert reserved(plain) == 512 * MIB
@@ -290,7 +291,7 @@ def test_a_rule_may_replace_a_part_of_the_computation(command: Command) -> None:
     assert module["sizes"].startswith("computed from the model's shape")
     assert module["sizes"].endswith(", MOSHI_PER_BATCH_ITEM_MB = 400")
     fixed = computed["total_bytes"] - computed["lanes"] * computed["lane_bytes"]
-    assert module["lanes"] == ((7500 - 512) * MIB - fixed) // (400 * MIB)
+    assert module["lanes"] == ((7500 - 512 - DRIVER_MIB) * MIB - fixed) // (400 * MIB)
 
 
 def test_parameters_may_be_said(command: Command) -> None:

@@ -152,7 +152,7 @@ def why_not(
 
     All reasons are given at once: nobody is to install a build that does not run either.
     """
-    reasons = []
+    reasons: list[Problem | None] = []
     if accelerator not in accelerators:
         reasons.append(
             Problem(
@@ -195,21 +195,24 @@ def capability_obstacle(compute_capability: tuple[int, int] | None) -> Problem |
 def _automatic(machine: Machine) -> Choice:
     if METAL in machine.accelerators:
         return Choice(_metal(machine), "this build uses Metal")
-    usable, whys = [], []
+    usable: list[Gpu] = []
+    useless: dict[Problem, list[str]] = {}
     for card in machine.gpus.found:
         obstacle = why_not(CUDA, machine.accelerators, machine.gpus, card.compute_capability)
         if obstacle is None:
             usable.append(card)
         else:
-            whys.append(Problem(f"{card.name} ({card.device}): {obstacle.message}", obstacle.hint))
+            useless.setdefault(obstacle, []).append(f"{card.name} ({card.device})")
+    whys = [
+        Problem(f"{', '.join(cards)}: {obstacle.message}", obstacle.hint)
+        for obstacle, cards in useless.items()
+    ]
     if usable:
         best = max(usable, key=lambda card: card.free_bytes)
         reason = "the only card" if len(usable) == 1 else "the card with the most free memory"
         return Choice(_card(best), reason, (*machine.gpus.problems, *whys))
-    whys = whys or list(machine.gpus.problems)
-    # A sentence that is true of several cards, or a remedy for several, is said once.
-    texts = dict.fromkeys(text for why in whys for text in (why.message, why.hint) if text)
-    why = "; ".join(texts) or "there is no card"
+    texts = [text for why in whys or machine.gpus.problems for text in (why.message, why.hint)]
+    why = "; ".join(text for text in texts if text) or "there is no card"
     warning = Problem(f"the models run on the CPU: {why}", _ON_THE_CPU)
     return Choice(_cpu(machine), "there is no card to use", (warning,))
 

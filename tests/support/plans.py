@@ -19,6 +19,9 @@ from support import fake_nvml
 from support.cli import run
 
 MIB = 2**20
+
+# What CUDA takes of a card for itself, by the engine's assumption.
+DRIVER_MIB = 400
 GIB = 2**30
 
 # Two-thirds of it is free, and there is no card.
