@@ -97,9 +97,9 @@ def test_lines_for_people(tmp_path: Path) -> None:
 
 
 CARD = {
-    "RTX_2070": "cuda:0 NVIDIA GeForce RTX 2070, compute capability 7.5, 8.02 GB of 8.59 GB free, "
-    "47 °C, 23 W, held by process 1234 (/usr/lib/xorg/Xorg, 325.06 MB)",
-    "FULL": "0.00 kB of 8.59 GB free, 47 °C, 23 W, held by process 4321 (/usr/bin/python3, ",
+    "RTX_2070": "cuda:0 NVIDIA GeForce RTX 2070, compute capability 7.5, 7.47 GiB of 8.00 GiB "
+    "free, 47 °C, 23 W, held by process 1234 (/usr/lib/xorg/Xorg, 310 MiB)",
+    "FULL": "0 KiB of 8.00 GiB free, 47 °C, 23 W, held by process 4321 (/usr/bin/python3, ",
     "VANISHING": "cuda:0 NVIDIA GeForce RTX 2070",
     "DRIVER_470": "cuda:0 NVIDIA GeForce RTX 2070",
 }
@@ -114,7 +114,7 @@ def test_a_card(name: str, tmp_path: Path) -> None:
     # The tests' build is one for the CPU.
     assert (status, report.code) == ("warning", 0)
     assert "this build of moshi-ctl has no support for cuda" in said
-    assert ("nearly full: 536.87 MB are kept in reserve" in said) == (name == "FULL")
+    assert ("nearly full: 512 MiB are kept in reserve" in said) == (name == "FULL")
     status, said = report.line("NVIDIA driver")
     assert status == "warning"
     assert f"the driver {machine.driver} serves CUDA {machine.cuda // 1000}." in said

@@ -210,9 +210,9 @@ def test_instructions(
 
 
 def test_the_memory_of_a_container(situation: Situation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ram, "read", lambda: Ram(4 * 10**9, 10**9, is_limited=True))
+    monkeypatch.setattr(ram, "read", lambda: Ram(4 * 2**30, 2**30, is_limited=True))
     said = only(of_machine.memory(situation))
-    assert said == ("ok", "this container has 4.00 GB, of which 1.00 GB can be had | None")
+    assert said == ("ok", "this container has 4.00 GiB, of which 1.00 GiB can be had | None")
 
 
 @pytest.mark.parametrize(

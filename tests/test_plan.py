@@ -92,7 +92,7 @@ def test_the_warning_says_what_keeps_this_build_from_a_card(tmp_path: Path) -> N
     (warning,) = on_cards(tmp_path, TODAY, *ON_THE_CARD).plan["warnings"]
     assert warning == {
         "message": "cuda:0: this build of moshi-ctl has no support for cuda",
-        "hint": "install a build with cuda",
+        "hint": "use a build with cuda; none is published yet",
     }
 
 

@@ -157,7 +157,7 @@ def why_not(
         reasons.append(
             Problem(
                 f"this build of moshi-ctl has no support for {accelerator}",
-                f"install a build with {accelerator}",
+                f"use a build with {accelerator}; none is published yet",
             )
         )
     if accelerator == CUDA:

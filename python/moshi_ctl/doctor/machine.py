@@ -7,11 +7,10 @@ import struct
 import sys
 from typing import Final
 
-from moshi_ctl import __version__, _native, env
+from moshi_ctl import __version__, _native, env, units
 from moshi_ctl.doctor.findings import Finding, Situation, dotted, failure, ok, warning
 from moshi_ctl.env import MOSHI_INSTRUCTIONS, MOSHI_THREADS
 from moshi_ctl.errors import UsageError
-from moshi_ctl.units import size
 
 OLDEST_PYTHON: Final = (3, 10)
 
@@ -87,5 +86,5 @@ def memory(situation: Situation) -> list[Finding]:
     """What memory there is."""
     ram = situation.ram
     where = "this container has" if ram.is_limited else "this machine has"
-    message = f"{where} {size(ram.total_bytes)}, of which {size(ram.available_bytes)} can be had"
-    return [ok("memory", message)]
+    total, free = units.memory(ram.total_bytes), units.memory(ram.available_bytes)
+    return [ok("memory", f"{where} {total}, of which {free} can be had")]

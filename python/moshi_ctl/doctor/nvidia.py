@@ -15,7 +15,7 @@ from moshi_ctl.devices import CUDA
 from moshi_ctl.doctor.findings import Finding, Situation, Status, dotted, failure, ok, warning
 from moshi_ctl.env import CUDA_DEVICE_ORDER
 from moshi_ctl.gpu import Gpu, GpuProcess, Problem
-from moshi_ctl.units import size
+from moshi_ctl.units import memory
 
 _BY_PCI_BUS: Final = "PCI_BUS_ID"
 
@@ -134,7 +134,7 @@ def _card(card: Gpu, reserve_bytes: int, obstacle: Problem | None) -> Finding:
     facts = [
         f"{card.device} {card.name}",
         f"compute capability {dotted(card.compute_capability)}",
-        f"{size(card.free_bytes)} of {size(card.total_bytes)} free",
+        f"{memory(card.free_bytes)} of {memory(card.total_bytes)} free",
     ]
     if card.temperature_c is not None:
         facts.append(f"{card.temperature_c} °C")
@@ -146,7 +146,7 @@ def _card(card: Gpu, reserve_bytes: int, obstacle: Problem | None) -> Finding:
     if card.free_bytes < reserve_bytes:
         warnings.append(
             (
-                f"nearly full: {size(reserve_bytes)} are kept in reserve",
+                f"nearly full: {memory(reserve_bytes)} are kept in reserve",
                 "end programs that hold its memory",
             )
         )
@@ -162,5 +162,5 @@ def _card(card: Gpu, reserve_bytes: int, obstacle: Problem | None) -> Finding:
 def _process(process: GpuProcess) -> str:
     facts = [process.name or "name unknown"]
     if process.used_bytes is not None:
-        facts.append(size(process.used_bytes))
+        facts.append(memory(process.used_bytes))
     return f"process {process.pid} ({', '.join(facts)})"

@@ -11,11 +11,12 @@ from typing import Final
 
 from moshi_ctl import config, hub, plan, shipped
 from moshi_ctl.config import ModelFile
+from moshi_ctl.devices import CPU
 from moshi_ctl.doctor.findings import Finding, Situation, failure, ok, warning
 from moshi_ctl.env import HF_HOME, HF_HUB_OFFLINE, HF_TOKEN
 from moshi_ctl.errors import ModelFileError
 from moshi_ctl.plan import ModulePlan, Wishes
-from moshi_ctl.units import BYTES_PER_GB, size
+from moshi_ctl.units import BYTES_PER_GB, memory, size
 
 _HUB_TIMEOUT_S: Final = 3.0
 # For the sizes of all files together.
@@ -139,10 +140,12 @@ def log_folder(situation: Situation) -> list[Finding]:
 
 
 def _lanes(module: ModulePlan) -> Finding:
-    where = f"on {module.device} in {module.chosen.precision}, {size(module.total_bytes)} in all"
+    where = f"on {module.device} in {module.chosen.precision}, {memory(module.total_bytes)} in all"
     if module.wanted is None or module.lanes >= module.wanted:
         plural = "" if module.lanes == 1 else "s"
-        return ok("plan", f"{module.module}: {module.lanes} lane{plural} {where}")
+        # As many as memory holds may be more than real time allows.
+        most = "up to " if module.wanted is None and module.device == CPU else ""
+        return ok("plan", f"{module.module}: {most}{module.lanes} lane{plural} {where}")
     return warning(
         "plan",
         f"{module.module}: only {module.lanes} of {module.wanted} lanes fit {where}",
