@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 from moshi_ctl import _native, config, hub
+from moshi_ctl.drafts import draft_of
 from moshi_ctl.errors import ModelFileError, UsageError
 
 _QUANTIZED = "q8"
@@ -70,21 +70,14 @@ def _check_target(file: config.ModelFile, *, overwrite: bool) -> None:
 
 @contextmanager
 def _draft_of(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write to first; gone afterwards unless it became `target`."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", suffix=".part", delete=False
-        ) as file:
-            draft = Path(file.name)
-    except OSError as error:
-        raise ModelFileError(
-            f"{target}: cannot be written: {error.strerror}",
-            hint="choose a folder that can be written to",
-        ) from error
-    try:
-        # Private as temporary files are; a model file is readable like any other.
-        draft.chmod(0o644)
+    """`draft_of`, in a folder that is made where it is missing."""
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = stack.enter_context(draft_of(target))
+        except OSError as error:
+            raise ModelFileError(
+                f"{target}: cannot be written: {error.strerror}",
+                hint="choose a folder that can be written to",
+            ) from error
         yield draft
-    finally:
-        draft.unlink(missing_ok=True)

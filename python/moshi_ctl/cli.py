@@ -112,6 +112,34 @@ def _prepare(
         env.load_dot_env(Path.cwd())
 
 
+@app.command("worker")
+def _worker(
+    config: ConfigOption,
+    log: Annotated[
+        LogLevel, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")
+    ] = LogLevel.INFO,
+    addr: AddrOption = options.DEFAULT_ADDR,
+    port: PortOption = options.DEFAULT_PORT,
+    device: DeviceOption = None,
+    cpu: CpuOption = False,
+    threads: ThreadsOption = None,
+    precision: PrecisionOption = None,
+    kv_precision: KvPrecisionOption = None,
+    reserve_mb: ReserveOption = None,
+    silent: Annotated[bool, typer.Option("--silent", help="Log to files only.")] = False,
+) -> None:
+    """Serve the models of a configuration until Ctrl-C or SIGTERM."""
+    worker_options = worker.WorkerOptions(
+        addr=addr,
+        port=port,
+        log_level=log.value,
+        silent=silent,
+        threads=threads,
+        wishes=options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu),
+    )
+    worker.run(shipped.find(config), worker_options)
+
+
 def _plan(
     config_path: Path,
     wishes: plan.Wishes,
@@ -185,34 +213,6 @@ def _doctor(
     situation = doctor.Situation(addr, port, config, Path())
     if not doctor.run(situation, as_json_text=as_json):
         raise typer.Exit(MoshiCtlError.exit_code)
-
-
-@app.command("worker")
-def _worker(
-    config: ConfigOption,
-    log: Annotated[
-        LogLevel, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")
-    ] = LogLevel.INFO,
-    addr: AddrOption = options.DEFAULT_ADDR,
-    port: PortOption = options.DEFAULT_PORT,
-    device: DeviceOption = None,
-    cpu: CpuOption = False,
-    threads: ThreadsOption = None,
-    precision: PrecisionOption = None,
-    kv_precision: KvPrecisionOption = None,
-    reserve_mb: ReserveOption = None,
-    silent: Annotated[bool, typer.Option("--silent", help="Log to files only.")] = False,
-) -> None:
-    """Serve the models of a configuration until Ctrl-C or SIGTERM."""
-    worker_options = worker.WorkerOptions(
-        addr=addr,
-        port=port,
-        log_level=log.value,
-        silent=silent,
-        threads=threads,
-        wishes=options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu),
-    )
-    worker.run(shipped.find(config), worker_options)
 
 
 @app.command("validate")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 from moshi_ctl.config import Config
 from moshi_ctl.devices import CPU
+from moshi_ctl.drafts import draft_of
 from moshi_ctl.errors import ConfigError, UsageError
 from moshi_ctl.plan import ModulePlan, Plan
 
@@ -105,13 +105,9 @@ def _cannot_be_written(target: Path, error: OSError) -> ConfigError:
 def _write_whole(target: Path, text: str, *, like: Path) -> None:
     """Writes a file that whoever may not read `like` may not read either."""
     try:
-        with NamedTemporaryFile(dir=target.parent, prefix=".fit-", delete=False) as file:
-            draft = Path(file.name)
-        try:
+        with draft_of(target) as draft:
             draft.write_bytes(text.encode("utf-8"))
             draft.chmod(like.stat().st_mode | stat.S_IWUSR)
             draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_be_written(target, error) from error
