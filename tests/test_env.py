@@ -62,6 +62,14 @@ def test_the_example_names_every_variable() -> None:
     assert named == {variable.name for variable in env.VARIABLES}
 
 
+def test_the_readme_explains_every_variable() -> None:
+    rows = [
+        line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    explained = {name for row in rows for name in re.findall(r"`([A-Z_]{4,})`", row.split("|")[1])}
+    assert explained >= {variable.name for variable in env.VARIABLES}
+
+
 def test_the_example_itself_is_usable(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text((ROOT / ".env.example").read_text())
     result = cli.run("validate", "stt-1b-en_fr", cwd=tmp_path)
