@@ -59,7 +59,6 @@ pub(crate) fn memory_needs<'py>(
                 let needs = needs.map_err(file_error)?;
                 let mut entry = json!(needs);
                 entry["kv_precision"] = json!(choice.kv_precision);
-                entry["fixed_bytes"] = json!(needs.fixed_bytes());
                 entry["lane_bytes"] = json!(needs.lane_bytes());
                 entry
             }

@@ -2,8 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Norm, PositionalEmbedding, ShapeError, TransformerShape, check_positive, shape_error};
+use super::{
+    Norm, PositionalEmbedding, ShapeError, TransformerShape, WIDEST, check_within, shape_error,
+};
 use crate::units::FRAME_SAMPLES;
+
+/// More than any codec has; a model of these sizes can still be counted in bytes.
+const MOST_FILTERS: usize = 1 << 10;
+const LONGEST_KERNEL: usize = 1 << 6;
+const LARGEST_DILATION: usize = 1 << 3;
+const MOST_RESIDUAL_LAYERS: usize = 4;
 
 /// A streaming neural codec with Mimi's architecture (arXiv:2410.00037, section 3.3): a causal
 /// convolutional encoder, a transformer over its latents, a strided convolution down to the frame
@@ -113,17 +121,22 @@ impl CodecShape {
                 format!("{:?}: their product must divide a frame of {FRAME_SAMPLES}", self.ratios),
             );
         }
-        check_positive(&[
-            ("codec.n_filters", self.n_filters),
-            ("codec.ratios", self.encoder_stride()),
-            ("codec.kernel_size", self.kernel_size),
-            ("codec.residual_kernel_size", self.residual_kernel_size),
-            ("codec.last_kernel_size", self.last_kernel_size),
-            ("codec.dilation_base", self.dilation_base),
-            ("codec.compress", self.compress),
-            ("codec.quantizer_bins", self.quantizer_bins),
-            ("codec.quantizer_dim", self.quantizer_dim),
+        check_within(&[
+            ("codec.n_filters", self.n_filters, MOST_FILTERS),
+            ("codec.ratios", self.encoder_stride(), FRAME_SAMPLES),
+            ("codec.kernel_size", self.kernel_size, LONGEST_KERNEL),
+            ("codec.residual_kernel_size", self.residual_kernel_size, LONGEST_KERNEL),
+            ("codec.last_kernel_size", self.last_kernel_size, LONGEST_KERNEL),
+            ("codec.dilation_base", self.dilation_base, LARGEST_DILATION),
+            ("codec.compress", self.compress, MOST_FILTERS),
+            ("codec.quantizer_bins", self.quantizer_bins, WIDEST),
+            ("codec.quantizer_dim", self.quantizer_dim, WIDEST),
         ])?;
+        if self.n_residual_layers > MOST_RESIDUAL_LAYERS {
+            let message =
+                format!("is {}, but can be at most {MOST_RESIDUAL_LAYERS}", self.n_residual_layers);
+            return shape_error("codec.n_residual_layers", message);
+        }
         if self.context < self.latents_per_frame() {
             return shape_error(
                 "codec.context",

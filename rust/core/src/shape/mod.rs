@@ -28,9 +28,20 @@ fn shape_error<T>(key: &'static str, message: impl Into<String>) -> Result<T, Sh
     Err(ShapeError { key, message: message.into() })
 }
 
-fn check_positive(values: &[(&'static str, usize)]) -> Result<(), ShapeError> {
-    match values.iter().find(|(_, value)| *value == 0) {
-        Some((key, _)) => shape_error(key, "is 0, but must be positive"),
+/// The widest layer, and the most rows of a table: far more than any model has, and few enough that
+/// the bytes of a whole model can be counted.
+const WIDEST: usize = 1 << 18;
+const MOST_ROWS: usize = 1 << 22;
+/// Of codebooks, or of heads beside the text's.
+const MOST_CODEBOOKS: usize = 1 << 10;
+
+/// Checks that each value, named by its key, is positive and no larger than what is given for it.
+fn check_within(values: &[(&'static str, usize, usize)]) -> Result<(), ShapeError> {
+    match values.iter().find(|(_, value, most)| *value == 0 || value > most) {
+        Some((key, 0, _)) => shape_error(key, "is 0, but must be positive"),
+        Some((key, value, most)) => {
+            shape_error(key, format!("is {value}, but can be at most {most}"))
+        }
         None => Ok(()),
     }
 }
@@ -131,7 +142,18 @@ impl LmShape {
                 return shape_error(key, format!("is {value}, but must be at least 2"));
             }
         }
-        check_positive(&[("audio_codebooks", self.audio_codebooks)])?;
+        check_within(&[
+            ("audio_codebooks", self.audio_codebooks, MOST_CODEBOOKS),
+            ("text_in_vocab_size", self.text_in_vocab_size, MOST_ROWS),
+            ("text_out_vocab_size", self.text_out_vocab_size, MOST_ROWS),
+            ("audio_vocab_size", self.audio_vocab_size, MOST_ROWS),
+        ])?;
+        if let Some(ExtraHeads { num_heads, dim }) = self.extra_heads {
+            check_within(&[
+                ("extra_heads.num_heads", num_heads, MOST_CODEBOOKS),
+                ("extra_heads.dim", dim, MOST_ROWS),
+            ])?;
+        }
         self.codec.check()?;
         if self.codec.quantizer_bins >= self.audio_vocab_size {
             return shape_error(

@@ -2,10 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{ShapeError, check_positive, shape_error};
+use super::{ShapeError, WIDEST, check_within, shape_error};
 
 /// Frames of the longest ring: over a day of audio, and more than any machine has memory for.
 const LONGEST_CONTEXT: usize = 1 << 20;
+
+/// More than any model has.
+const MOST_LAYERS: usize = 1 << 10;
 
 /// A decoder-only transformer, pre-norm, with a ring of `context` keys and values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,20 +111,14 @@ impl TransformerShape {
     }
 
     pub(super) fn check(&self) -> Result<(), ShapeError> {
-        check_positive(&[
-            ("transformer.d_model", self.d_model),
-            ("transformer.num_heads", self.num_heads),
-            ("transformer.num_layers", self.num_layers),
-            ("transformer.dim_feedforward", self.dim_feedforward),
-            ("transformer.context", self.context),
-            ("transformer.max_period", self.max_period),
+        check_within(&[
+            ("transformer.d_model", self.d_model, WIDEST),
+            ("transformer.num_heads", self.num_heads, WIDEST),
+            ("transformer.num_layers", self.num_layers, MOST_LAYERS),
+            ("transformer.dim_feedforward", self.dim_feedforward, WIDEST),
+            ("transformer.context", self.context, LONGEST_CONTEXT),
+            ("transformer.max_period", self.max_period, usize::MAX),
         ])?;
-        if self.context > LONGEST_CONTEXT {
-            return shape_error(
-                "transformer.context",
-                format!("is {}, but can be at most {LONGEST_CONTEXT}", self.context),
-            );
-        }
         if !self.d_model.is_multiple_of(self.num_heads) || !self.head_dim().is_multiple_of(2) {
             return shape_error(
                 "transformer.num_heads",
