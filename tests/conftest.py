@@ -11,7 +11,6 @@ from support import cli
 from support.plans import Command
 from support.worker import KEY, Worker, worker
 
-
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # What a shell starts in its background ignores Ctrl-C, and so would all that tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
