@@ -13,6 +13,7 @@ __all__ = [
     "SAMPLE_RATE_HZ",
     "bench",
     "build_info",
+    "device_name",
     "memory_needs",
     "processor",
     "quantize",
@@ -41,6 +42,7 @@ def bench(
     progress: Callable[[int], object],
 ) -> dict[str, Any]: ...
 def build_info() -> dict[str, str]: ...
+def device_name(name: str) -> str: ...
 def memory_needs(
     config_path: str | PathLike[str],
     module: str,

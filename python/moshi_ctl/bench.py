@@ -15,7 +15,7 @@ from rich.table import Table
 from moshi_ctl import _native, config, hub, interrupts, report, shipped
 from moshi_ctl.config import Config
 from moshi_ctl.errors import ModelFileError, UsageError
-from moshi_ctl.units import BYTES_PER_GB, BYTES_PER_MB
+from moshi_ctl.units import BYTES_PER_GB, BYTES_PER_MB, counted
 
 DEFAULT_LANES: Final = "1,2,4,8,12,16"
 DEFAULT_STEPS: Final = 60
@@ -166,7 +166,7 @@ def _run(subject: _Subject, options: BenchOptions) -> None:
         threads=options.threads,
         precision=options.precision,
         device=options.device,
-        progress=lambda lanes: _say(f"measuring {_lanes(lanes)} ..."),
+        progress=lambda lanes: _say(f"measuring {counted(lanes, 'lane')} ..."),
     )
     results = {
         "config": subject.config.stem,
@@ -235,7 +235,7 @@ def _verdict(results: dict[str, Any]) -> str:
     if not most:
         return "None of these numbers of lanes keeps up."
     more = " (the most measured; more may fit)" if results["more_may_fit"] else ""
-    return f"Keeps up with {_lanes(most)}{more}."
+    return f"Keeps up with {counted(most, 'lane')}{more}."
 
 
 def _memory(results: dict[str, Any]) -> str:
@@ -249,10 +249,6 @@ def _memory(results: dict[str, Any]) -> str:
 
 def _gigabytes(size: int | None) -> str:
     return "?" if size is None else f"{size / BYTES_PER_GB:.2f}"
-
-
-def _lanes(count: int) -> str:
-    return "1 lane" if count == 1 else f"{count} lanes"
 
 
 def _say(message: str) -> None:

@@ -9,7 +9,7 @@ from moshi_ctl import _native, gpu, ram
 from moshi_ctl.errors import UsageError
 from moshi_ctl.gpu import Gpu, GpuProcess, Gpus, Problem
 from moshi_ctl.ram import Ram
-from moshi_ctl.units import BYTES_PER_MIB
+from moshi_ctl.units import BYTES_PER_MIB, dotted
 
 CPU: Final = "cpu"
 METAL: Final = "metal"
@@ -113,7 +113,7 @@ def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
     else the CPU.
 
     Args:
-        wish: `cpu`, `cuda`, `cuda:N`, `metal`, or None.
+        wish: `cpu`, `cuda:N`, `metal`, or None.
         machine: What there is.
         only_plans: Whether a device may be chosen that this build cannot use.
 
@@ -127,10 +127,9 @@ def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
     if wish == CPU:
         return Choice(_cpu(machine), "asked for")
     found = {card.device: card for card in machine.gpus.found}
-    name = FIRST_CUDA if wish == CUDA else wish
-    if name != METAL and name not in found:
-        raise _no_such_card(name, machine.gpus)
-    card = found.get(name)
+    if wish != METAL and wish not in found:
+        raise _no_such_card(wish, machine.gpus)
+    card = found.get(wish)
     device = _metal(machine) if card is None else _card(card)
     accelerator = METAL if card is None else CUDA
     capability = device.compute_capability
@@ -138,8 +137,8 @@ def choose(wish: str | None, machine: Machine, *, only_plans: bool) -> Choice:
     if obstacle is None:
         return Choice(device, "asked for")
     if only_plans:
-        return Choice(device, "asked for", (Problem(f"{name}: {obstacle.message}", obstacle.hint),))
-    raise UsageError(f"{name} is asked for: {obstacle.message}", hint=obstacle.hint)
+        return Choice(device, "asked for", (Problem(f"{wish}: {obstacle.message}", obstacle.hint),))
+    raise UsageError(f"{wish} is asked for: {obstacle.message}", hint=obstacle.hint)
 
 
 def why_not(
@@ -175,8 +174,8 @@ def driver_obstacle(gpus: Gpus) -> Problem | None:
     if cuda is None or cuda >= REQUIRED_CUDA:
         return None
     return Problem(
-        f"the driver {gpus.driver_version or 'of this machine'} serves CUDA {_version(cuda)}, "
-        f"a build with CUDA needs {_version(REQUIRED_CUDA)}",
+        f"the driver {gpus.driver_version or 'of this machine'} serves CUDA {dotted(cuda)}, "
+        f"a build with CUDA needs {dotted(REQUIRED_CUDA)}",
         f"update the NVIDIA driver to {REQUIRED_DRIVER} or newer",
     )
 
@@ -186,8 +185,8 @@ def capability_obstacle(compute_capability: tuple[int, int] | None) -> Problem |
     if compute_capability is None or compute_capability >= LEAST_COMPUTE_CAPABILITY:
         return None
     return Problem(
-        f"compute capability {_version(compute_capability)} is too old for a build with CUDA, "
-        f"which needs {_version(LEAST_COMPUTE_CAPABILITY)}",
+        f"compute capability {dotted(compute_capability)} is too old for a build with CUDA, "
+        f"which needs {dotted(LEAST_COMPUTE_CAPABILITY)}",
         "use a card of the RTX 20 series or newer",
     )
 
@@ -226,7 +225,7 @@ def _simulated(wish: str | None, device: Device) -> Choice:
             "or leave out --compute-capability and add --device cpu to plan for a machine",
         )
     # Each card that is asked for is one like it.
-    named = device if wish in (None, CUDA) else replace(device, name=wish)
+    named = device if wish is None else replace(device, name=wish)
     obstacle = capability_obstacle(device.compute_capability)
     return Choice(named, "simulated", () if obstacle is None else (obstacle,))
 
@@ -262,7 +261,3 @@ def _card(card: Gpu) -> Device:
         card.compute_capability,
         card.processes,
     )
-
-
-def _version(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))

@@ -18,6 +18,9 @@ from moshi_ctl.nvml import Answer, Refusal
 NO_DRIVER: Final = "no NVIDIA driver: libnvidia-ml was not found"
 """The message of the problem on machines that never had a driver."""
 
+BY_PCI_BUS: Final = "PCI_BUS_ID"
+"""The value of `CUDA_DEVICE_ORDER` that numbers cards as NVML does."""
+
 _MILLIWATTS_PER_WATT: Final = 1000
 
 
@@ -148,7 +151,7 @@ def number_cards_as_nvml_does() -> None:
 
     An order that was set already stays, and its numbers may then differ from those of `read`.
     """
-    os.environ.setdefault(CUDA_DEVICE_ORDER.name, "PCI_BUS_ID")
+    os.environ.setdefault(CUDA_DEVICE_ORDER.name, BY_PCI_BUS)
 
 
 def read() -> Gpus:

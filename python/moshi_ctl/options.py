@@ -11,9 +11,8 @@ import typer
 
 from moshi_ctl import _native, devices, env
 from moshi_ctl.errors import UsageError
-from moshi_ctl.plan import DEFAULT_RESERVE_MIB, MOST_RESERVE_MIB, Wishes
+from moshi_ctl.plan import AUTO, DEFAULT_RESERVE_MIB, MOST_RESERVE_MIB, Wishes
 
-_DEVICE_NAME = re.compile(r"auto|cpu|metal|cuda(:[0-9]{1,3})?")
 _COMPUTE_CAPABILITY = re.compile(r"([5-9]|[1-9][0-9])\.([0-9])")
 
 
@@ -60,9 +59,14 @@ ThreadsOption = Annotated[
 
 
 def _device_name(value: str | None) -> str | None:
-    if value is None or _DEVICE_NAME.fullmatch(value):
+    if value in (None, AUTO):
         return value
-    raise typer.BadParameter(f"{value!r} is not a device: use auto, cpu, cuda, cuda:N or metal")
+    try:
+        return _native.device_name(value)
+    except UsageError as error:
+        raise typer.BadParameter(
+            f"{value!r} is not a device: use auto, cpu, cuda, cuda:N or metal"
+        ) from error
 
 
 DeviceOption = Annotated[

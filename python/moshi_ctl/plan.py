@@ -14,12 +14,13 @@ from moshi_ctl.errors import SizingError
 from moshi_ctl.gpu import Problem
 from moshi_ctl.needs import ModuleNeeds, Needs
 from moshi_ctl.sizing import Demand
-from moshi_ctl.units import BYTES_PER_MIB, memory
+from moshi_ctl.units import BYTES_PER_MIB, counted, memory
 
 DEFAULT_RESERVE_MIB: Final = 512.0
 MOST_RESERVE_MIB: Final = 1_048_576.0
 
-_AUTO: Final = "auto"
+AUTO: Final = "auto"
+"""The device that leaves the choice to the controller."""
 
 # Of the processes that hold a card's memory, so many are named where it is short.
 _HOLDERS_NAMED: Final = 3
@@ -242,7 +243,7 @@ def reserve_mib(configuration: Config | None, wishes: Wishes) -> float:
 def _device_wish(wishes: Wishes, module: Module) -> str | None:
     if wishes.device is None:
         return module.device
-    return None if wishes.device == _AUTO else wishes.device
+    return None if wishes.device == AUTO else wishes.device
 
 
 def _device_plan(
@@ -357,7 +358,7 @@ def _precisions_that_fit(
         ]
         lanes = sizing.share_out(changed, budget_bytes)
         if len(changed) == len(demands) and lanes:
-            counts = [f"{count} lane{'' if count == 1 else 's'}" for count in lanes]
+            counts = [counted(count, "lane") for count in lanes]
             if len(demands) > 1:
                 counts = [
                     f"{demand.module} {count}"

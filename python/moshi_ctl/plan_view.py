@@ -15,7 +15,7 @@ from moshi_ctl import _native, report
 from moshi_ctl.devices import CPU, Device
 from moshi_ctl.gpu import Gpu, Gpus
 from moshi_ctl.plan import DevicePlan, ModulePlan, Plan
-from moshi_ctl.units import memory
+from moshi_ctl.units import dotted, memory
 
 _BAR_WIDTH: Final = 60
 _LEGEND_WIDTH: Final = 80
@@ -262,4 +262,4 @@ def _module_json(module: ModulePlan) -> dict[str, Any]:
 
 
 def _version(version: tuple[int, int] | None) -> str | None:
-    return None if version is None else ".".join(map(str, version))
+    return None if version is None else dotted(version)

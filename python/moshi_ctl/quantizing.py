@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moshi_ctl import _native
 from moshi_ctl.errors import UsageError
-from moshi_ctl.units import size
+from moshi_ctl.units import counted, size
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Quantized:
 
     def __str__(self) -> str:
         return (
-            f"{_count(self.quantized, 'matrix', 'matrices')} quantized, "
-            f"{_count(self.kept, 'tensor', 'tensors')} kept, "
+            f"{counted(self.quantized, 'matrix', 'matrices')} quantized, "
+            f"{counted(self.kept, 'tensor')} kept, "
             f"{size(self.bytes_in)} -> {size(self.bytes_out)}"
         )
 
@@ -57,7 +57,3 @@ def run(source: Path, target: Path, *, overwrite: bool) -> Quantized:
         if not overwrite:
             raise UsageError(f"{target} is already there", hint="add --force to replace it")
     return Quantized(**_native.quantize(source, target))
-
-
-def _count(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"

@@ -1,4 +1,4 @@
-"""Units of memory, and how sizes are written."""
+"""Units of memory, and how sizes, counts and versions are written."""
 
 from __future__ import annotations
 
@@ -29,3 +29,13 @@ def memory(count: int) -> str:
     if count >= BYTES_PER_MIB:
         return f"{count / BYTES_PER_MIB:.4g} MiB"
     return f"{count / BYTES_PER_KIB:.4g} KiB"
+
+
+def counted(number: int, one: str, more: str | None = None) -> str:
+    """A number of things: of `one`, or else of `more`, which is `one` with an s without it."""
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
+
+
+def dotted(version: tuple[int, int]) -> str:
+    """A major and a minor version."""
+    return ".".join(map(str, version))

@@ -18,6 +18,7 @@ from moshi_ctl import env, report
 from moshi_ctl.doctor import machine, nvidia, serving, settings
 from moshi_ctl.doctor.findings import Finding, Situation, Status, failure
 from moshi_ctl.errors import MoshiCtlError
+from moshi_ctl.units import counted
 
 LIMIT_S: Final = 10.0
 """What a check may take; each keeps to less unless the system under it hangs."""
@@ -119,7 +120,7 @@ def show(findings: Iterable[Finding], console: Console) -> list[Finding]:
             margin = " " * _STATUS_WIDTH
             console.print(Text.assemble(margin, ("hint: ", "bold cyan"), _one_line(finding.remedy)))
     counts = [
-        f"{count} {status.value}{'s' if count > 1 else ''}"
+        counted(count, status.value)
         for status in (Status.FAILURE, Status.WARNING)
         if (count := sum(finding.status is status for finding in shown))
     ]

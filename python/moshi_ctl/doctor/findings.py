@@ -117,8 +117,3 @@ def warning(name: str, message: str, remedy: str | None) -> Finding:
 def failure(name: str, message: str, remedy: str | None) -> Finding:
     """Something that keeps a server from starting or working."""
     return Finding(name, Status.FAILURE, message, remedy)
-
-
-def dotted(version: tuple[int, int]) -> str:
-    """A version as it is written."""
-    return ".".join(map(str, version))

@@ -8,7 +8,7 @@ import sys
 from typing import Final
 
 from moshi_ctl import __version__, _native, env, units
-from moshi_ctl.doctor.findings import Finding, Situation, dotted, failure, ok, warning
+from moshi_ctl.doctor.findings import Finding, Situation, failure, ok, warning
 from moshi_ctl.env import MOSHI_INSTRUCTIONS, MOSHI_THREADS
 from moshi_ctl.errors import UsageError
 
@@ -24,7 +24,7 @@ def python(_: Situation) -> list[Finding]:
     bits = struct.calcsize("P") * _BITS_PER_BYTE
     message = f"{platform.python_implementation()} {version}, {bits} bit, {platform.platform()}"
     if sys.version_info < OLDEST_PYTHON:
-        oldest = dotted(OLDEST_PYTHON)
+        oldest = units.dotted(OLDEST_PYTHON)
         return [
             failure("Python", f"{message}: older than {oldest}", f"use Python {oldest} or newer")
         ]
@@ -60,8 +60,7 @@ def processor(_: Situation) -> list[Finding]:
         threads = None
     facts = _native.processor(threads)
     used, best = facts["instructions"], facts["available_instructions"][0]
-    count = facts["threads"]
-    message = f"{used}, {count} thread{'' if count == 1 else 's'} a step"
+    message = f"{used}, {units.counted(facts['threads'], 'thread')} a step"
     if used == _PORTABLE:
         message += ": portable code is about ten times slower than AVX2"
     if used != best:

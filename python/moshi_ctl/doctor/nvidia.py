@@ -12,12 +12,10 @@ from typing import Final
 
 from moshi_ctl import devices, gpu
 from moshi_ctl.devices import CUDA
-from moshi_ctl.doctor.findings import Finding, Situation, Status, dotted, failure, ok, warning
+from moshi_ctl.doctor.findings import Finding, Situation, Status, failure, ok, warning
 from moshi_ctl.env import CUDA_DEVICE_ORDER
 from moshi_ctl.gpu import Gpu, GpuProcess, Problem
-from moshi_ctl.units import memory
-
-_BY_PCI_BUS: Final = "PCI_BUS_ID"
+from moshi_ctl.units import dotted, memory
 
 # Of CUDA 13, by the names that Linux's loader knows them by.
 _RUNTIME_LIBRARIES: Final = (
@@ -93,14 +91,14 @@ def cards(situation: Situation) -> list[Finding]:
             CUDA, situation.accelerators, apart_from_driver, card.compute_capability
         )
         findings.append(_card(card, situation.reserve_bytes, obstacle))
-    order = os.environ.get(CUDA_DEVICE_ORDER.name, _BY_PCI_BUS)
-    if len(gpus.found) > 1 and order != _BY_PCI_BUS:
+    order = os.environ.get(CUDA_DEVICE_ORDER.name, gpu.BY_PCI_BUS)
+    if len(gpus.found) > 1 and order != gpu.BY_PCI_BUS:
         findings.append(
             warning(
                 "cards",
                 f"{CUDA_DEVICE_ORDER.name}={order}: CUDA may number the cards differently than "
                 "they are here",
-                f"unset {CUDA_DEVICE_ORDER.name}, or set it to {_BY_PCI_BUS}",
+                f"unset {CUDA_DEVICE_ORDER.name}, or set it to {gpu.BY_PCI_BUS}",
             )
         )
     findings += [warning("cards", problem.message, problem.hint) for problem in gpus.problems]

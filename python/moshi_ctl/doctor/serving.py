@@ -16,7 +16,7 @@ from moshi_ctl.doctor.findings import Finding, Situation, failure, ok, warning
 from moshi_ctl.env import HF_HOME, HF_HUB_OFFLINE, HF_TOKEN
 from moshi_ctl.errors import ModelFileError
 from moshi_ctl.plan import ModulePlan, Wishes
-from moshi_ctl.units import BYTES_PER_GB, memory, size
+from moshi_ctl.units import BYTES_PER_GB, counted, memory, size
 
 _HUB_TIMEOUT_S: Final = 3.0
 # For the sizes of all files together.
@@ -71,8 +71,8 @@ def hub_access(situation: Situation) -> list[Finding]:
         remedy = "try again later; if it stays, see whether the hub has an outage"
     count = len(situation.missing)
     if count:
-        plural = "s are" if count > 1 else " is"
-        return [failure("hub", f"{message}; {count} file{plural} to be downloaded", remedy)]
+        files_are = counted(count, "file is", "files are")
+        return [failure("hub", f"{message}; {files_are} to be downloaded", remedy)]
     return [warning("hub", f"{message}; files that are here already do without", remedy)]
 
 
@@ -142,10 +142,9 @@ def log_folder(situation: Situation) -> list[Finding]:
 def _lanes(module: ModulePlan) -> Finding:
     where = f"on {module.device} in {module.chosen.precision}, {memory(module.total_bytes)} in all"
     if module.wanted is None or module.lanes >= module.wanted:
-        plural = "" if module.lanes == 1 else "s"
         # As many as memory holds may be more than real time allows.
         most = "up to " if module.wanted is None and module.device == CPU else ""
-        return ok("plan", f"{module.module}: {most}{module.lanes} lane{plural} {where}")
+        return ok("plan", f"{module.module}: {most}{counted(module.lanes, 'lane')} {where}")
     return warning(
         "plan",
         f"{module.module}: only {module.lanes} of {module.wanted} lanes fit {where}",

@@ -22,6 +22,7 @@ from moshi_ctl.doctor.machine import threads_from_environment
 from moshi_ctl.env import BETTER_AUTH_SECRET, MOSHI_API_KEY
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import Wishes
+from moshi_ctl.units import counted
 
 if TYPE_CHECKING:
     from dotenv.parser import Binding
@@ -99,7 +100,7 @@ def dot_env(situation: Situation) -> list[Finding]:
     names = list(dict.fromkeys(line.key for line in lines if line.key and line.value is not None))
     for name in names:
         findings += _unknown_name(name, situation)
-    return findings or [ok(".env", f"{path} sets {len(names)} variable{'s' * (len(names) != 1)}")]
+    return findings or [ok(".env", f"{path} sets {counted(len(names), 'variable')}")]
 
 
 def api_keys(situation: Situation) -> list[Finding]:

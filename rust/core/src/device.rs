@@ -11,6 +11,9 @@ pub enum DeviceName {
     Metal,
 }
 
+/// Of the number of a device; no machine has so many.
+const MOST_DIGITS: usize = 3;
+
 /// What names no device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a device: use cpu, cuda, cuda:N or metal")]
@@ -25,7 +28,9 @@ impl FromStr for DeviceName {
             None if name == "cuda" => Ok(Self::Cuda(0)),
             None if name == "metal" => Ok(Self::Metal),
             // No sign, no blank: what `cuda:` is followed by is a number as people write it.
-            Some(("cuda", number)) if number.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Some(("cuda", number))
+                if number.len() <= MOST_DIGITS && number.bytes().all(|b| b.is_ascii_digit()) =>
+            {
                 number.parse().map(Self::Cuda).map_err(|_| UnknownDevice(name.into()))
             }
             _ => Err(UnknownDevice(name.into())),
@@ -62,8 +67,18 @@ mod tests {
 
     #[test]
     fn other_names_are_refused_with_those_there_are() {
-        for name in ["", "CPU", "gpu", "cuda:", "cuda:-1", "cuda:+1", "cuda:x", "cpu:0", "cuda:0:1"]
-        {
+        for name in [
+            "",
+            "CPU",
+            "gpu",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:x",
+            "cpu:0",
+            "cuda:0:1",
+            "cuda:1000",
+        ] {
             let error = name.parse::<DeviceName>().unwrap_err().to_string();
             assert!(error.contains(&format!("`{name}`")) && error.contains("cuda:N"), "{error}");
         }

@@ -29,6 +29,14 @@ impl Precision {
         }
     }
 
+    /// Bytes of a number that stands alone.
+    pub const fn number_bytes(self) -> usize {
+        match self.or_f32() {
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 | Self::Q8 => 4,
+        }
+    }
+
     /// The format of numbers that stand alone, which q8 has none for.
     pub const fn or_f32(self) -> Self {
         match self {

@@ -66,6 +66,11 @@ impl<'a> MemorySubject<'a> {
         Ok(Self { shape, lm: lm_model_file.map(Checkpoint::open).transpose()? })
     }
 
+    /// How many parameters the file has, where there is one.
+    pub fn parameters_in_file(&self) -> Option<u64> {
+        self.lm.as_ref().map(Checkpoint::elements)
+    }
+
     /// What the model takes up on a device of this kind, with weights, keys and values in these
     /// precisions.
     ///
@@ -121,14 +126,6 @@ impl<'a> MemorySubject<'a> {
         part.lane_workspace += floats(shape.text_out_vocab_size + 3 * d);
         Ok(part)
     }
-}
-
-/// How many parameters the model in `file` has, by its header.
-///
-/// # Errors
-/// When the header cannot be read.
-pub fn count_parameters_in(file: &Path) -> Result<u64, EngineError> {
-    Ok(Checkpoint::open(file)?.elements())
 }
 
 /// How much memory a backend takes for the parts of a model. All results are bytes.

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::errors::{usage_error, worker_error};
 use crate::serve::{self, spec};
-use crate::{load_config, precision, to_python};
+use crate::{load_config, module_called, precision, to_python};
 
 /// Steps until caches and clock rates have settled.
 const WARMUP_STEPS: usize = 5;
@@ -63,16 +63,13 @@ pub(crate) fn bench<'py>(
         .ok_or_else(|| usage_error(py, "steps: is 0", "measure at least one step"))?;
     let mut config = load_config(py, &config_path)?;
     config.resolve(&files);
-    let Some(module_config) = config.modules.get(module) else {
-        let message = format!("the configuration has no module `{module}`");
-        return Err(usage_error(py, &message, "name one of its modules"));
-    };
+    let module_config = module_called(py, &config, module)?;
     let failed = |py, error: ModelError| {
         let ModelError { message, hint } = error;
         worker_error(py, &WorkerError::Model { module: module.to_owned(), message, hint })
     };
 
-    let spec = spec(module_config.asr(), threads);
+    let spec = spec(module_config, threads);
     let device = device.map(|name| serve::device(py, name)).transpose()?.or(spec.device);
     let precision = precision::wish(py, precision, spec.precision)?;
     let spec = AsrSpec { lanes: most_lanes, precision, device, ..spec };

@@ -13,7 +13,7 @@ mod serve;
 use std::path::PathBuf;
 
 use moshi_ctl_core::units;
-use moshi_ctl_server::config::Config;
+use moshi_ctl_server::config::{AsrModule, Config, ModuleConfig};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use serde_json::Value;
@@ -24,6 +24,12 @@ use errors::{config_error, usage_error};
 #[pyfunction]
 fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     to_python(py, &moshi_ctl_server::worker::build_info())
+}
+
+/// The device called `name`, by the name that configurations and decisions have for it.
+#[pyfunction]
+fn device_name(py: Python<'_>, name: &str) -> PyResult<String> {
+    Ok(serve::device(py, name)?.to_string())
 }
 
 /// What computes on this CPU, with as many threads as are wished for, and what else could.
@@ -65,6 +71,14 @@ fn load_config(py: Python<'_>, path: &std::path::Path) -> PyResult<Config> {
     Config::load(path, |name| std::env::var(name).ok()).map_err(|error| config_error(py, &error))
 }
 
+/// The module of `config` called `name`.
+fn module_called<'c>(py: Python<'_>, config: &'c Config, name: &str) -> PyResult<&'c AsrModule> {
+    config.modules.get(name).map(ModuleConfig::asr).ok_or_else(|| {
+        let message = format!("the configuration has no module `{name}`");
+        usage_error(py, &message, "name one of its modules")
+    })
+}
+
 fn to_python<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
     py.import("json")?.call_method1("loads", (value.to_string(),))
 }
@@ -79,6 +93,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(build_info, module)?)?;
     module.add_function(wrap_pyfunction!(read_config, module)?)?;
     module.add("ACCELERATORS", PyTuple::new(module.py(), moshi_ctl_engine::accelerators())?)?;
+    module.add_function(wrap_pyfunction!(device_name, module)?)?;
     module.add_function(wrap_pyfunction!(processor, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench, module)?)?;
     module.add_function(wrap_pyfunction!(memory_needs::memory_needs, module)?)?;

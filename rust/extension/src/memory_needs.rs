@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use moshi_ctl_core::{DeviceName, Precision};
-use moshi_ctl_engine::{
-    DeviceKind, EngineError, MemorySubject, choose_precision, count_parameters_in,
-};
+use moshi_ctl_engine::{DeviceKind, EngineError, MemorySubject, choose_precision};
 use pyo3::prelude::*;
 use serde_json::{Map, Value, json};
 
 use crate::errors::{model_file_error, usage_error};
 use crate::precision::wish;
-use crate::{load_config, to_python};
+use crate::{load_config, module_called, to_python};
 
 /// What `module` takes up on `device`, by precision, and which precision is chosen for it there.
 /// `files` maps the file strings of the configuration to those that are here; of models that are
@@ -34,11 +32,7 @@ pub(crate) fn memory_needs<'py>(
     kv_precision: Option<&str>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let config = load_config(py, &config_path)?;
-    let Some(module_config) = config.modules.get(module) else {
-        let message = format!("the configuration has no module `{module}`");
-        return Err(usage_error(py, &message, "name one of its modules"));
-    };
-    let asr = module_config.asr();
+    let asr = module_called(py, &config, module)?;
     let kind = device_kind(py, device, compute_capability)?;
     let precision = wish(py, precision, asr.precision)?;
     let kv_precision = wish(py, kv_precision, asr.kv_precision)?;
@@ -66,7 +60,6 @@ pub(crate) fn memory_needs<'py>(
         };
         by_precision.insert(precision.name().into(), entry);
     }
-    let parameters_in_file = lm_file.map(count_parameters_in).transpose().map_err(file_error)?;
     to_python(
         py,
         &json!({
@@ -74,7 +67,7 @@ pub(crate) fn memory_needs<'py>(
             "kv_precision": choice.kv_precision,
             "reason": choice.reason,
             "by_precision": by_precision,
-            "parameters_in_file": parameters_in_file,
+            "parameters_in_file": subject.parameters_in_file(),
         }),
     )
 }

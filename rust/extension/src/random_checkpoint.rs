@@ -8,9 +8,9 @@ use moshi_ctl_engine::random_checkpoint::{
 };
 use pyo3::prelude::*;
 
-use crate::errors::{model_file_error, usage_error};
-use crate::load_config;
+use crate::errors::model_file_error;
 use crate::precision::named;
+use crate::{load_config, module_called};
 
 /// Writes the three files of `module` with random weights. `precision` is the language model's;
 /// the codec is always f32, as published.
@@ -31,12 +31,8 @@ pub(crate) fn write_random_checkpoint(
     precision: &str,
 ) -> PyResult<()> {
     let config = load_config(py, &config_path)?;
-    let Some(module_config) = config.modules.get(module) else {
-        let message = format!("the configuration has no module `{module}`");
-        return Err(usage_error(py, &message, "name one of its modules"));
-    };
     let precision = named(py, precision)?;
-    let shape = &module_config.asr().model;
+    let shape = &module_called(py, &config, module)?.model;
     py.detach(|| {
         let of = |precision| RandomOptions { seed, precision };
         write_language_model(shape, &lm_model_file, &of(precision))?;

@@ -12,7 +12,7 @@ use pyo3::prelude::*;
 
 use crate::errors::{usage_error, worker_error};
 use crate::load_config;
-use crate::precision::wish;
+use crate::precision::named;
 
 /// What the controller decided for a module.
 #[derive(Debug, FromPyObject)]
@@ -65,8 +65,8 @@ pub(crate) fn serve(
             wishes.insert(name.clone(), lanes);
         }
         module.batch_size = BatchSize::Lanes(decision.lanes);
-        module.precision = wish(py, Some(&decision.precision), None)?;
-        module.kv_precision = wish(py, Some(&decision.kv_precision), None)?;
+        module.precision = Some(named(py, &decision.precision)?);
+        module.kv_precision = Some(named(py, &decision.kv_precision)?);
         module.device = Some(device(py, &decision.device)?);
     }
     let options = WorkerOptions { addr, port, log_level, silent, api_keys, jwt_secret };

@@ -122,21 +122,17 @@ impl CodecShape {
             );
         }
         check_within(&[
-            ("codec.n_filters", self.n_filters, MOST_FILTERS),
-            ("codec.ratios", self.encoder_stride(), FRAME_SAMPLES),
-            ("codec.kernel_size", self.kernel_size, LONGEST_KERNEL),
-            ("codec.residual_kernel_size", self.residual_kernel_size, LONGEST_KERNEL),
-            ("codec.last_kernel_size", self.last_kernel_size, LONGEST_KERNEL),
-            ("codec.dilation_base", self.dilation_base, LARGEST_DILATION),
-            ("codec.compress", self.compress, MOST_FILTERS),
-            ("codec.quantizer_bins", self.quantizer_bins, WIDEST),
-            ("codec.quantizer_dim", self.quantizer_dim, WIDEST),
+            ("codec.n_filters", self.n_filters, 1..=MOST_FILTERS),
+            ("codec.ratios", self.encoder_stride(), 1..=FRAME_SAMPLES),
+            ("codec.kernel_size", self.kernel_size, 1..=LONGEST_KERNEL),
+            ("codec.residual_kernel_size", self.residual_kernel_size, 1..=LONGEST_KERNEL),
+            ("codec.last_kernel_size", self.last_kernel_size, 1..=LONGEST_KERNEL),
+            ("codec.n_residual_layers", self.n_residual_layers, 0..=MOST_RESIDUAL_LAYERS),
+            ("codec.dilation_base", self.dilation_base, 1..=LARGEST_DILATION),
+            ("codec.compress", self.compress, 1..=MOST_FILTERS),
+            ("codec.quantizer_bins", self.quantizer_bins, 1..=WIDEST),
+            ("codec.quantizer_dim", self.quantizer_dim, 1..=WIDEST),
         ])?;
-        if self.n_residual_layers > MOST_RESIDUAL_LAYERS {
-            let message =
-                format!("is {}, but can be at most {MOST_RESIDUAL_LAYERS}", self.n_residual_layers);
-            return shape_error("codec.n_residual_layers", message);
-        }
         if self.context < self.latents_per_frame() {
             return shape_error(
                 "codec.context",

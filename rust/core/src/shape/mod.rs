@@ -5,6 +5,7 @@ mod codec;
 mod transformer;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,15 +36,24 @@ const MOST_ROWS: usize = 1 << 22;
 /// Of codebooks, or of heads beside the text's.
 const MOST_CODEBOOKS: usize = 1 << 10;
 
-/// Checks that each value, named by its key, is positive and no larger than what is given for it.
-fn check_within(values: &[(&'static str, usize, usize)]) -> Result<(), ShapeError> {
-    match values.iter().find(|(_, value, most)| *value == 0 || value > most) {
-        Some((key, 0, _)) => shape_error(key, "is 0, but must be positive"),
-        Some((key, value, most)) => {
-            shape_error(key, format!("is {value}, but can be at most {most}"))
+/// Checks that each value, named by its key, is within its range.
+fn check_within(values: &[(&'static str, usize, RangeInclusive<usize>)]) -> Result<(), ShapeError> {
+    for (key, value, range) in values {
+        let (least, most) = (range.start(), range.end());
+        if value > most {
+            return shape_error(key, format!("is {value}, but can be at most {most}"));
         }
-        None => Ok(()),
+        if value < least {
+            return shape_error(
+                key,
+                match least {
+                    1 => "is 0, but must be positive".to_owned(),
+                    least => format!("is {value}, but must be at least {least}"),
+                },
+            );
+        }
     }
+    Ok(())
 }
 
 /// A temporal transformer over a text stream and `audio_codebooks` audio streams
@@ -133,25 +143,16 @@ impl LmShape {
     /// # Errors
     /// Names the key and the value that is wrong.
     pub fn check(&self) -> Result<(), ShapeError> {
-        for (key, value) in [
-            ("text_in_vocab_size", self.text_in_vocab_size),
-            ("text_out_vocab_size", self.text_out_vocab_size),
-            ("audio_vocab_size", self.audio_vocab_size),
-        ] {
-            if value < 2 {
-                return shape_error(key, format!("is {value}, but must be at least 2"));
-            }
-        }
         check_within(&[
-            ("audio_codebooks", self.audio_codebooks, MOST_CODEBOOKS),
-            ("text_in_vocab_size", self.text_in_vocab_size, MOST_ROWS),
-            ("text_out_vocab_size", self.text_out_vocab_size, MOST_ROWS),
-            ("audio_vocab_size", self.audio_vocab_size, MOST_ROWS),
+            ("text_in_vocab_size", self.text_in_vocab_size, 2..=MOST_ROWS),
+            ("text_out_vocab_size", self.text_out_vocab_size, 2..=MOST_ROWS),
+            ("audio_vocab_size", self.audio_vocab_size, 2..=MOST_ROWS),
+            ("audio_codebooks", self.audio_codebooks, 1..=MOST_CODEBOOKS),
         ])?;
         if let Some(ExtraHeads { num_heads, dim }) = self.extra_heads {
             check_within(&[
-                ("extra_heads.num_heads", num_heads, MOST_CODEBOOKS),
-                ("extra_heads.dim", dim, MOST_ROWS),
+                ("extra_heads.num_heads", num_heads, 1..=MOST_CODEBOOKS),
+                ("extra_heads.dim", dim, 1..=MOST_ROWS),
             ])?;
         }
         self.codec.check()?;

@@ -112,12 +112,12 @@ impl TransformerShape {
 
     pub(super) fn check(&self) -> Result<(), ShapeError> {
         check_within(&[
-            ("transformer.d_model", self.d_model, WIDEST),
-            ("transformer.num_heads", self.num_heads, WIDEST),
-            ("transformer.num_layers", self.num_layers, MOST_LAYERS),
-            ("transformer.dim_feedforward", self.dim_feedforward, WIDEST),
-            ("transformer.context", self.context, LONGEST_CONTEXT),
-            ("transformer.max_period", self.max_period, usize::MAX),
+            ("transformer.d_model", self.d_model, 1..=WIDEST),
+            ("transformer.num_heads", self.num_heads, 1..=WIDEST),
+            ("transformer.num_layers", self.num_layers, 1..=MOST_LAYERS),
+            ("transformer.dim_feedforward", self.dim_feedforward, 1..=WIDEST),
+            ("transformer.context", self.context, 1..=LONGEST_CONTEXT),
+            ("transformer.max_period", self.max_period, 1..=usize::MAX),
         ])?;
         if !self.d_model.is_multiple_of(self.num_heads) || !self.head_dim().is_multiple_of(2) {
             return shape_error(

@@ -80,10 +80,5 @@ impl Layout for CandleLayout {
 }
 
 fn bytes(elements: usize, precision: Precision) -> u64 {
-    let format = match precision {
-        Precision::F32 | Precision::Q8 => Format::F32,
-        Precision::F16 => Format::F16,
-        Precision::Bf16 => Format::Bf16,
-    };
-    format.bytes(elements) as u64
+    (elements * precision.number_bytes()) as u64
 }

@@ -69,12 +69,8 @@ impl Rows {
 impl PackedMatrix {
     /// Bytes of such a matrix.
     pub(crate) fn bytes_of(outputs: usize, inputs: usize, precision: Precision) -> u64 {
-        let number = match precision {
-            Precision::F32 | Precision::Q8 => size_of::<f32>(),
-            Precision::F16 | Precision::Bf16 => size_of::<u16>(),
-        };
         let padded = outputs.next_multiple_of(WIDTH);
-        (padded * inputs * number + padded * size_of::<f32>()) as u64
+        (padded * inputs * precision.number_bytes() + padded * size_of::<f32>()) as u64
     }
 
     /// Packs a row-major `outputs × inputs` matrix; what q8 does not apply to is held in f32.

@@ -43,12 +43,10 @@ impl Ring {
 
     /// Bytes of a ring of this shape.
     pub(in crate::cpu) fn bytes_of(shape: AttentionShape, precision: Precision) -> u64 {
-        let number = match precision {
-            Precision::Q8 => return Q8Ring::bytes_of(shape),
-            Precision::F32 => size_of::<f32>(),
-            Precision::F16 | Precision::Bf16 => size_of::<u16>(),
-        };
-        (2 * shape.context * shape.width() * number) as u64
+        match precision {
+            Precision::Q8 => Q8Ring::bytes_of(shape),
+            _ => (2 * shape.context * shape.width() * precision.number_bytes()) as u64,
+        }
     }
 
     /// Stores one position; `key` and `value` are heads × head_dim.
