@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_channel::mpsc;
 
 use super::*;
-use crate::lanes::Lanes;
-use crate::metrics::Metrics;
+use crate::lanes::{Lanes, Visitor};
+use crate::metrics::{Metrics, SessionKind};
 use crate::tokenizer::TextDecoder;
 
 /// A socket whose other end is two channels.
@@ -63,8 +63,8 @@ struct Peer {
 /// Starts a session that may send `unread` messages before its peer has to read one.
 fn session(unread: usize) -> Peer {
     let metrics = Metrics::new().unwrap();
-    let lanes = Arc::new(Lanes::new(1, 0, TextDecoder::default(), metrics));
-    let seat = lanes.join().unwrap();
+    let lanes = Arc::new(Lanes::new(1, 0, TextDecoder::default(), metrics.module("asr")));
+    let seat = lanes.join(Visitor { session: 1, kind: SessionKind::Stream }).unwrap();
     let (speak, incoming) = mpsc::unbounded();
     let (outgoing, hear) = mpsc::channel(unread);
     let going_away = watch::Sender::new(false);

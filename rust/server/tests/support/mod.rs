@@ -76,6 +76,7 @@ impl Setup {
             silent: true,
             api_keys: None,
             jwt_secret: None,
+            read_gpus: None,
         }
     }
 
