@@ -189,3 +189,48 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelEr
         Err(ModelError::new(format!("panicked: {text}")))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Fails or panics in its first step.
+    struct Broken {
+        panics: bool,
+    }
+
+    impl StreamingModel for Broken {
+        fn lanes(&self) -> usize {
+            1
+        }
+
+        fn reset(&mut self, _: usize, _: u64) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn step(&mut self, _: &[LaneFrame<'_>]) -> Result<&[LaneStep], ModelError> {
+            assert!(!self.panics, "it panics");
+            Err(ModelError::new("it fails"))
+        }
+    }
+
+    #[test]
+    fn a_warm_up_that_fails_or_panics_is_counted_and_keeps_its_reason() {
+        for (panics, reason) in [(false, "it fails"), (true, "panicked: it panics")] {
+            let metrics = Metrics::new().unwrap();
+            let load = || Ok(Box::new(Broken { panics }) as Box<dyn StreamingModel>);
+            let error = prepare(true, &metrics.module("asr"), load).err().unwrap();
+            assert_eq!(error.message, format!("warm-up failed: {reason}"));
+            let (_, scrape) = metrics.render(|_| {}).unwrap();
+            let scrape = String::from_utf8(scrape).unwrap();
+            for line in [
+                "warmup_failure_total{module=\"asr\"} 1",
+                "warmup_success_total{module=\"asr\"} 0",
+                "warmup_duration_seconds_count{module=\"asr\"} 1",
+            ] {
+                assert!(scrape.contains(line), "{line}: {scrape}");
+            }
+        }
+    }
+}
