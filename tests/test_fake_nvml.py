@@ -20,6 +20,7 @@ from support.gpus import ONE_INSTANCE
 def test_every_function_of_the_fake_is_used(tmp_path: Path) -> None:
     preferred = {name for name in fake_nvml.exported() if re.search(r"Info_v2|_v3|eV$|n_v2", name)}
     fake_nvml.read(tmp_path, RTX_2070, ONE_INSTANCE)
+    fake_nvml.readings(tmp_path, ONE_INSTANCE)
     fake_nvml.read(tmp_path, replace(RTX_2070, missing=frozenset(preferred)))
     used = {function for function, _ in fake_nvml.calls(tmp_path)}
     # The oldest nvidia-ml-py that will do has no such function.
