@@ -68,6 +68,7 @@ def serve(
     files: dict[str, str | PathLike[str]],
     api_keys: list[str] | None,
     jwt_secret: str | None,
+    warmup: bool | None,
 ) -> None: ...
 def write_random_checkpoint(
     config_path: str | PathLike[str],

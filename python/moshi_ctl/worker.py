@@ -83,6 +83,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
             files={value: str(path) for value, path in files.items()},
             api_keys=api_keys,
             jwt_secret=jwt_secret,
+            warmup=options.warmup,
         )
 
 
