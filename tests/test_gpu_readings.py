@@ -1,4 +1,4 @@
-"""What a worker's `/metrics` says of cards, on machines that change while it serves."""
+"""What is read of cards while a worker serves, on machines that change meanwhile."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from support.fake_nvml import (
     GIB,
     GPU_IS_LOST,
     H100_MIG_CARD,
+    LOST,
     MIB,
     MIG,
     NO_CARD,
@@ -34,31 +35,17 @@ from support.fake_nvml import (
     Fault,
     Machine,
 )
-from support.gpus import FIRST_INSTANCE, FIRST_MIG, ONE_INSTANCE, SECOND_MIG, THE_2070, visible
+from support.gpus import (
+    FIRST_INSTANCE,
+    FIRST_MIG,
+    ONE_INSTANCE,
+    SECOND_MIG,
+    THE_2070,
+    THE_2070_READ,
+    THE_INSTANCE_READ,
+    visible,
+)
 
-THE_2070_READ = {
-    "device": "cuda:0",
-    "name": "NVIDIA GeForce RTX 2070",
-    "uuid": RTX_2070_CARD.uuid,
-    "memory_used_bytes": 539 * MIB,
-    "memory_total_bytes": 8 * GIB,
-    "utilization_ratio": 0.35,
-    "power_watts": 23.45,
-    "temperature_celsius": 47,
-}
-THE_INSTANCE_READ = {
-    "device": "cuda:0",
-    "name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
-    "uuid": FIRST_MIG.uuid,
-    "memory_used_bytes": 37 * MIB,
-    "memory_total_bytes": 40 * GIB,
-    "utilization_ratio": None,
-    "power_watts": None,
-    "temperature_celsius": None,
-}
-
-# It answers nothing any more, whoever asks.
-LOST = RTX_2070.but(Fault("nvmlDevice*", GPU_IS_LOST))
 # NVML's codes of errors, one that it may get, and one that is none.
 CODES = (
     *sorted(

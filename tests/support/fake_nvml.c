@@ -1,8 +1,8 @@
 /* NVIDIA's libnvidia-ml.so.1 for a machine that a text file describes; see fake_nvml.py.
  *
  * FAKE_NVML names the file, FAKE_NVML_CALLS one that gets a line for each call. The file is read at
- * the first nvmlInit, and when FAKE_NVML names another one at the next call of any function: its
- * cards have the handles of those in their places before. Its lines:
+ * the first nvmlInit. When another one takes its name, or FAKE_NVML names another one, the next call
+ * of any function reads that: its cards have the handles of those in their places before. Its lines:
  *
  *   driver TEXT | cuda NUMBER | error_string TEXT
  *   gpu                     the lines after it describe a card
@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum {
     SUCCESS = 0,
@@ -67,7 +68,8 @@ typedef struct Device {
 } Device;
 
 static struct {
-    char path[4096], driver[TEXT], error_string[TEXT];
+    struct stat file;
+    char driver[TEXT], error_string[TEXT];
     int cuda;
     Device devices[DEVICES];
     int device_count, card_count;
@@ -155,11 +157,13 @@ static void read_line(const char *line, Device **device) {
 
 static void read_machine(void) {
     const char *path = getenv("FAKE_NVML");
-    if (path && !strcmp(path, machine.path)) return;
-    FILE *file = path ? fopen(path, "r") : NULL;
-    if (!file) die("FAKE_NVML names no file");
+    struct stat found;
+    if (!path || stat(path, &found)) die("FAKE_NVML names no file");
+    if (found.st_ino == machine.file.st_ino && found.st_dev == machine.file.st_dev) return;
+    FILE *file = fopen(path, "r");
+    if (!file) die("FAKE_NVML names a file that cannot be read");
     memset(&machine, 0, sizeof machine);
-    snprintf(machine.path, sizeof machine.path, "%s", path);
+    machine.file = found;
     char line[2 * TEXT];
     Device *device = NULL;
     while (fgets(line, sizeof line, file)) {

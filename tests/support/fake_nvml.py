@@ -216,6 +216,9 @@ VANISHING = RTX_2070.but(
     )
 )
 
+# It answers nothing any more, whoever asks.
+LOST = RTX_2070.but(Fault("nvmlDevice*", GPU_IS_LOST))
+
 # The library is there, but the driver's kernel module is not.
 NOT_LOADED = NO_CARD.but(Fault("nvmlInitWithFlags", DRIVER_NOT_LOADED))
 
@@ -267,6 +270,14 @@ def machine(folder: Path, described: Machine) -> dict[str, str]:
         "FAKE_NVML": str(_write(folder / "fake-nvml", described)),
         "FAKE_NVML_CALLS": str(folder / "fake-nvml-calls"),
     }
+
+
+def become(folder: Path, described: Machine) -> None:
+    """Makes another machine of the one in `folder`, also while processes run on it.
+
+    The library stays, and with it the functions that are missing from it.
+    """
+    _write(folder / "fake-nvml-next", described).replace(folder / "fake-nvml")
 
 
 def calls(folder: Path) -> list[tuple[str, int]]:
