@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 import pytest
 
 from moshi_ctl import _native
-from support import cli
+from support import cli, configs
+from support.exposition import samples
 from support.plans import Command, Said
-from support.worker import KEY
+from support.worker import KEY, worker
 
 USAGE_ERROR = 2
 
@@ -86,3 +87,59 @@ def test_the_option_takes_no_value(tmp_path: Path) -> None:
     result = cli.run("worker", "--config", "demo", "--no-warmup=off", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (USAGE_ERROR, "")
     assert "--no-warmup" in result.stderr
+
+
+# What becomes of it.
+
+
+def started(
+    config: str | Path, demo_dir: Path, tmp_path: Path, *arguments: str, **variables: str
+) -> tuple[str, dict[str, float]]:
+    """What a worker logged until it listened, and the metrics of its module."""
+    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY, **variables}
+    with worker(config, *arguments, cwd=tmp_path, env=env) as server:
+        return "".join(server.log), samples(server, module="asr")
+
+
+def configured(folder: Path, enabled: str) -> Path:
+    return configs.shipped_copy(folder, "demo", section=f"[warmup]\nenabled = {enabled}\n")
+
+
+@pytest.mark.parametrize(
+    ("enabled", "arguments", "variables"),
+    [
+        ("true", ["--no-warmup"], {}),
+        ("true", [], {"MOSHI_WARMUP": "off"}),
+        ("true", ["--no-warmup"], {"MOSHI_WARMUP": "on"}),
+        ("false", [], {}),
+    ],
+)
+def test_a_worker_that_does_not_warm_up(
+    enabled: str,
+    arguments: list[str],
+    variables: dict[str, str],
+    demo_dir: Path,
+    tmp_path: Path,
+) -> None:
+    config = configured(tmp_path, enabled)
+    log, metrics = started(config, demo_dir, tmp_path, *arguments, **variables)
+    assert "warm-up skipped" in log
+    assert "warmed up" not in log
+    assert metrics["warmup_skipped_total"] == 1
+    assert metrics["warmup_success_total"] == metrics["warmup_failure_total"] == 0
+    assert metrics["warmup_duration_seconds_count"] == 0
+
+
+@pytest.mark.parametrize(
+    ("enabled", "variables"), [("true", {}), ("false", {"MOSHI_WARMUP": "on"})]
+)
+def test_a_worker_that_warms_up(
+    enabled: str, variables: dict[str, str], demo_dir: Path, tmp_path: Path
+) -> None:
+    config = configured(tmp_path, enabled)
+    log, metrics = started(config, demo_dir, tmp_path, **variables)
+    assert "warmed up" in log
+    assert "skipped" not in log
+    assert metrics["warmup_success_total"] == metrics["warmup_duration_seconds_count"] == 1
+    assert metrics["warmup_duration_seconds_sum"] > 0
+    assert metrics["warmup_skipped_total"] == metrics["warmup_failure_total"] == 0
