@@ -64,6 +64,25 @@ def test_who_decides(
     assert (said.code, told) == (0, [expected])
 
 
+MEASURES = "Before its port opens a worker measures how many lanes"
+
+
+@pytest.mark.parametrize(
+    ("value", "measures"), [(None, True), ("on", True), ("off", False), ("0", False)]
+)
+def test_the_plan_promises_what_a_worker_does(
+    value: str | None, measures: bool, command: Command, serve: Serve
+) -> None:
+    # Without a warm-up, nothing is measured either.
+    if value is not None:
+        command.set(MOSHI_WARMUP=value)
+    said, _ = serve()
+    assert (MEASURES in said.out) == measures
+    assert (MEASURES in command("plan", "--config", "demo", "--cpu").out) == measures
+    said, _ = serve("--no-warmup")
+    assert MEASURES not in said.out
+
+
 @pytest.mark.parametrize("value", ["maybe", "2", "-1", "nan", "offf", "off!", "ни"])
 def test_a_value_that_is_neither_on_nor_off(value: str, command: Command, serve: Serve) -> None:
     command.set(MOSHI_WARMUP=value)
@@ -124,7 +143,7 @@ def test_a_worker_that_does_not_warm_up(
     config = configured(tmp_path, enabled)
     log, metrics = started(config, demo_dir, tmp_path, *arguments, **variables)
     assert "warm-up skipped" in log
-    assert "warmed up" not in log
+    assert "warm-up done" not in log
     assert metrics["warmup_skipped_total"] == 1
     assert metrics["warmup_success_total"] == metrics["warmup_failure_total"] == 0
     assert metrics["warmup_duration_seconds_count"] == 0
@@ -138,7 +157,7 @@ def test_a_worker_that_warms_up(
 ) -> None:
     config = configured(tmp_path, enabled)
     log, metrics = started(config, demo_dir, tmp_path, **variables)
-    assert "warmed up" in log
+    assert "warm-up done" in log
     assert "skipped" not in log
     assert metrics["warmup_success_total"] == metrics["warmup_duration_seconds_count"] == 1
     assert metrics["warmup_duration_seconds_sum"] > 0

@@ -150,7 +150,7 @@ def _plan(
     free_mb: float | None,
     compute_capability: str | None,
 ) -> tuple[Config, plan.Plan]:
-    configuration = config.read(config_path)
+    configuration = config.read(config_path, warmup=worker.warmup_from_environment())
     simulated = options.simulated(free_mb, compute_capability, wishes.device)
     machine = devices.read_machine(simulated)
     return configuration, plan.make(configuration, machine, wishes, only_plans=True)

@@ -50,7 +50,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
         WorkerError: When the server cannot start or fails.
     """
     addr = ip_address(options.addr)
-    configuration = config.read(config_path, require_files=True)
+    configuration = config.read(config_path, require_files=True, warmup=options.warmup)
     api_keys = keys.keys_from_environment()
     jwt_secret = keys.jwt_secret_from_environment()
     if jwt_secret is not None and keys.is_short_for_tokens(jwt_secret):
