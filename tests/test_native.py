@@ -67,4 +67,5 @@ def test_an_address_that_is_none_is_refused(
             api_keys=None,
             jwt_secret=None,
             warmup=None,
+            gpu_readings=None,
         )

@@ -69,6 +69,7 @@ def serve(
     api_keys: list[str] | None,
     jwt_secret: str | None,
     warmup: bool | None,
+    gpu_readings: Callable[[], list[dict[str, Any]]] | None,
 ) -> None: ...
 def write_random_checkpoint(
     config_path: str | PathLike[str],

@@ -6,7 +6,19 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moshi_ctl import _native, config, devices, env, gpu, hub, interrupts, keys, plan, plan_view
+from moshi_ctl import (
+    _native,
+    config,
+    devices,
+    env,
+    gpu,
+    gpu_readings,
+    hub,
+    interrupts,
+    keys,
+    plan,
+    plan_view,
+)
 from moshi_ctl.env import MOSHI_API_KEY, MOSHI_WARMUP
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import Wishes
@@ -84,6 +96,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
             api_keys=api_keys,
             jwt_secret=jwt_secret,
             warmup=options.warmup,
+            gpu_readings=gpu_readings.reader(machine.gpus),
         )
 
 
