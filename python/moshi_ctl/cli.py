@@ -126,6 +126,9 @@ def _worker(
     precision: PrecisionOption = None,
     kv_precision: KvPrecisionOption = None,
     reserve_mb: ReserveOption = None,
+    no_warmup: Annotated[
+        bool, typer.Option("--no-warmup", help="Serve without warming up.")
+    ] = False,
     silent: Annotated[bool, typer.Option("--silent", help="Log to files only.")] = False,
 ) -> None:
     """Serve the models of a configuration until Ctrl-C or SIGTERM."""
@@ -135,6 +138,7 @@ def _worker(
         log_level=log.value,
         silent=silent,
         threads=threads,
+        warmup=False if no_warmup else worker.warmup_from_environment(),
         wishes=options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu),
     )
     worker.run(shipped.find(config), worker_options)
@@ -146,7 +150,7 @@ def _plan(
     free_mb: float | None,
     compute_capability: str | None,
 ) -> tuple[Config, plan.Plan]:
-    configuration = config.read(config_path)
+    configuration = config.read(config_path, warmup=worker.warmup_from_environment())
     simulated = options.simulated(free_mb, compute_capability, wishes.device)
     machine = devices.read_machine(simulated)
     return configuration, plan.make(configuration, machine, wishes, only_plans=True)

@@ -6,8 +6,20 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moshi_ctl import _native, config, devices, gpu, hub, interrupts, keys, plan, plan_view
-from moshi_ctl.env import MOSHI_API_KEY
+from moshi_ctl import (
+    _native,
+    config,
+    devices,
+    env,
+    gpu,
+    gpu_readings,
+    hub,
+    interrupts,
+    keys,
+    plan,
+    plan_view,
+)
+from moshi_ctl.env import MOSHI_API_KEY, MOSHI_WARMUP
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import Wishes
 from moshi_ctl.report import console, warn
@@ -23,6 +35,8 @@ class WorkerOptions:
         log_level: How much to log.
         silent: Whether the console stays empty.
         threads: Threads of a step on the CPU; one per physical core if None.
+        warmup: Whether models are warmed up before the port opens; as the configuration says if
+            None.
         wishes: What replaces what the configuration says of devices and precisions.
     """
 
@@ -31,6 +45,7 @@ class WorkerOptions:
     log_level: str
     silent: bool
     threads: int | None = None
+    warmup: bool | None = None
     wishes: Wishes = field(default_factory=Wishes)
 
 
@@ -47,7 +62,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
         WorkerError: When the server cannot start or fails.
     """
     addr = ip_address(options.addr)
-    configuration = config.read(config_path, require_files=True)
+    configuration = config.read(config_path, require_files=True, warmup=options.warmup)
     api_keys = keys.keys_from_environment()
     jwt_secret = keys.jwt_secret_from_environment()
     if jwt_secret is not None and keys.is_short_for_tokens(jwt_secret):
@@ -80,9 +95,18 @@ def run(config_path: Path, options: WorkerOptions) -> None:
             files={value: str(path) for value, path in files.items()},
             api_keys=api_keys,
             jwt_secret=jwt_secret,
-            warmup=None,
-            gpu_readings=None,
+            warmup=options.warmup,
+            gpu_readings=gpu_readings.reader(machine.gpus),
         )
+
+
+def warmup_from_environment() -> bool | None:
+    """What `MOSHI_WARMUP` says, or None when it is not set.
+
+    Raises:
+        UsageError: When it is neither on nor off.
+    """
+    return env.switch_of(MOSHI_WARMUP, default=None)
 
 
 def ip_address(addr: str) -> str:
