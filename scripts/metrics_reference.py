@@ -1,4 +1,4 @@
-"""`make docs`: writes `docs/metrics.md`, the table of every metric, from the server's own catalogue."""
+"""`make docs`: writes `docs/metrics.md`, the table of every metric, from the server's catalogue."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "metrics.md"
 _HEAD = """\
 # Metrics
 
-What a worker says at `/metrics`, in Prometheus's text format. Written by `make docs` from the server's own catalogue
-(`rust/server/src/metrics/catalogue.rs`): change it there.
+What a worker says at `/metrics`, in Prometheus's text format. Written by `make docs` from the
+server's own catalogue (`rust/server/src/metrics/catalogue.rs`): change it there.
 
-Names and units follow Prometheus's conventions; the `asr_*` ones are those of Kyutai's server. Series of labels with
-known values exist from the start, at 0. A histogram `X` is `X_bucket`, `X_sum` and `X_count`. Configuration for
-Prometheus, rules and dashboards: [deploy/](../deploy/README.md).
+Names and units follow Prometheus's conventions; the `asr_*` ones are those of Kyutai's server.
+Series of labels with known values exist from the start, at 0. A histogram `X` is `X_bucket`,
+`X_sum` and `X_count`. Configuration for Prometheus, rules and dashboards:
+[deploy/](../deploy/README.md).
 
 | metric | kind | labels | meaning |
 |---|---|---|---|
