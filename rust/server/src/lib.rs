@@ -9,6 +9,8 @@ mod gpu;
 mod lanes;
 mod limits;
 mod logging;
+#[cfg(feature = "measure")]
+pub mod measure;
 mod metrics;
 mod model_thread;
 mod ogg;

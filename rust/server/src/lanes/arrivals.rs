@@ -13,7 +13,7 @@ const AHEAD: Duration = Duration::from_secs(1);
 
 /// When the frames of a stream were complete; the last [`ARRIVALS`] of them.
 #[derive(Debug, Default)]
-pub(super) struct Arrivals {
+pub(crate) struct Arrivals {
     /// Of the first sample.
     begun: Option<Instant>,
     /// Frames before those in `frames`.
@@ -23,7 +23,7 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     /// So many frames are complete now.
-    pub(super) fn note(&mut self, complete: u64, now: Instant) {
+    pub(crate) fn note(&mut self, complete: u64, now: Instant) {
         self.begun.get_or_insert(now);
         let known = self.forgotten + self.frames.len() as u64;
         // Of very many at once only the last can be asked for.
@@ -42,21 +42,21 @@ impl Arrivals {
     }
 
     /// When `frame` arrived, unless that is forgotten.
-    pub(super) fn of(&self, frame: u64) -> Option<Instant> {
+    pub(crate) fn of(&self, frame: u64) -> Option<Instant> {
         let index = usize::try_from(frame.checked_sub(self.forgotten)?).ok()?;
         self.frames.get(index).copied()
     }
 
     /// Whether `frame` arrived when somebody can have spoken it, and not well before, as from a
     /// file.
-    pub(super) fn is_live(&self, frame: u64) -> bool {
+    pub(crate) fn is_live(&self, frame: u64) -> bool {
         let (Some(begun), Some(arrival)) = (self.begun, self.of(frame)) else { return false };
         let spoken = FRAME_DURATION * u32::try_from(frame).unwrap_or(u32::MAX);
         arrival + AHEAD >= begun + spoken
     }
 
     /// Frames that somebody who began to speak with the stream's first sample has spoken by now.
-    pub(super) fn due(&self, now: Instant) -> u64 {
+    pub(crate) fn due(&self, now: Instant) -> u64 {
         let spoken = self.begun.map_or(Duration::ZERO, |begun| now.duration_since(begun));
         (spoken.as_nanos() / FRAME_DURATION.as_nanos()) as u64
     }

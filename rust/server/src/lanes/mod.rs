@@ -20,6 +20,8 @@ use crate::metrics::{ModuleMetrics, Refusal, SessionEnd, SessionKind};
 use crate::tokenizer::TextDecoder;
 use lane::Lane;
 
+#[cfg(feature = "measure")]
+pub(crate) use arrivals::Arrivals;
 pub(crate) use lane::Close;
 pub(crate) use seat::{Ended, Seat};
 
