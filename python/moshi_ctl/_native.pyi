@@ -14,11 +14,14 @@ __all__ = [
     "bench",
     "build_info",
     "device_name",
+    "log",
     "memory_needs",
     "processor",
     "quantize",
     "read_config",
     "serve",
+    "start_logging",
+    "stop_logging",
     "write_random_checkpoint",
 ]
 
@@ -43,6 +46,7 @@ def bench(
 ) -> dict[str, Any]: ...
 def build_info() -> dict[str, str]: ...
 def device_name(name: str) -> str: ...
+def log(level: str, target: str, message: str, *, on_console: bool = True) -> None: ...
 def memory_needs(
     config_path: str | PathLike[str],
     module: str,
@@ -61,14 +65,23 @@ def serve(
     *,
     addr: str,
     port: int,
-    log_level: str,
-    silent: bool,
     threads: int | None,
     decisions: dict[str, dict[str, Any]],
     files: dict[str, str | PathLike[str]],
     api_keys: list[str] | None,
     jwt_secret: str | None,
 ) -> None: ...
+def start_logging(
+    *,
+    log_dir: str | PathLike[str],
+    instance_name: str,
+    level: str,
+    log_format: str,
+    silent: bool,
+    max_file_bytes: int,
+    max_files: int,
+) -> None: ...
+def stop_logging() -> None: ...
 def write_random_checkpoint(
     config_path: str | PathLike[str],
     module: str,

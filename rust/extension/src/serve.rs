@@ -30,7 +30,7 @@ pub(crate) struct Decision {
 /// and tokens signed by `jwt_secret` are keys beside those.
 #[pyfunction]
 #[pyo3(signature = (
-    config_path, *, addr, port, log_level, silent, threads, decisions, files, api_keys,
+    config_path, *, addr, port, threads, decisions, files, api_keys,
     jwt_secret
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
@@ -40,8 +40,6 @@ pub(crate) fn serve(
     config_path: PathBuf,
     addr: &str,
     port: u16,
-    log_level: String,
-    silent: bool,
     threads: Option<usize>,
     decisions: BTreeMap<String, Decision>,
     files: BTreeMap<String, PathBuf>,
@@ -69,7 +67,7 @@ pub(crate) fn serve(
         module.kv_precision = Some(named(py, &decision.kv_precision)?);
         module.device = Some(device(py, &decision.device)?);
     }
-    let options = WorkerOptions { addr, port, log_level, silent, api_keys, jwt_secret };
+    let options = WorkerOptions { addr, port, api_keys, jwt_secret };
     let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
     let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
     let measures = config.warmup.enabled && config.sizing.real_time;

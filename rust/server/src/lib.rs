@@ -7,7 +7,7 @@ mod close_code;
 pub mod config;
 mod lanes;
 mod limits;
-mod logging;
+pub mod logging;
 mod metrics;
 mod model_thread;
 mod ogg;
