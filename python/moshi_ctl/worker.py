@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,9 @@ def _serve(configuration: Config, addr: str, options: WorkerOptions) -> None:
     machine = devices.read_machine()
     decided = plan.make(configuration, machine, options.wishes, only_plans=False)
     if options.log.console_is_for_people:
-        plan_view.show(decided, console())
+        # A console that is closed or full is no reason not to serve.
+        with contextlib.suppress(OSError):
+            plan_view.show(decided, console())
     for warning in decided.warnings:
         logs.warn(warning.message, hint=warning.hint)
     for module in decided.modules:
