@@ -59,8 +59,6 @@ def test_an_address_that_is_none_is_refused(
             shipped.path_of("demo"),
             addr="somewhere",
             port=0,
-            log_level="info",
-            silent=True,
             threads=None,
             decisions={},
             files={},

@@ -120,7 +120,7 @@ def test_a_secret_alone_closes_the_server_and_nothing_of_it_is_logged(
         started.end()
     said = "".join(started.log)
     logged = "".join(path.read_text() for path in (tmp_path / "logs").rglob("*") if path.is_file())
-    assert "warning: " not in said
+    assert " WARN " not in said
     # Why, but not what.
     for reason in ("expired", "not signed with the secret", "another algorithm"):
         assert reason in said
@@ -161,7 +161,7 @@ def test_a_short_secret_is_warned_of(
     with worker("demo", cwd=tmp_path, env=env) as started:
         assert statuses(started, token(secret=secret)) == (101, 200)
         said = "".join(started.log)
-    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    warnings = [line for line in said.splitlines() if " WARN moshi_ctl: " in line]
     assert len(warnings) == warned
     assert all("BETTER_AUTH_SECRET" in line and "32 bytes" in line for line in warnings)
     assert "canary" not in said

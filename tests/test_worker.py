@@ -71,7 +71,9 @@ def test_without_a_key_it_does_not_leave_loopback(env: dict[str, str], tmp_path:
 
 def test_without_a_key_loopback_is_open_with_a_warning(env: dict[str, str], tmp_path: Path) -> None:
     with worker("demo", cwd=tmp_path, env={**env, "MOSHI_API_KEY": ""}) as started:
-        assert any(line.startswith("warning: no API key is set") for line in started.log)
+        (warning,) = [line for line in started.log if "no API key is set" in line]
+        assert " WARN moshi_ctl: " in warning
+        assert "MOSHI_API_KEY" in warning
         result = cli.run("transcribe", speech.SPEECH, "--url", started.url, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
 
@@ -82,7 +84,7 @@ def test_a_port_may_be_given_and_the_console_be_silent(env: dict[str, str], tmp_
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with (
-        pytest.raises(AssertionError, match="not listening"),
+        pytest.raises(AssertionError, match=r"not listening: \[\]"),
         worker(config, "--port", str(port), "--silent", cwd=tmp_path, env=env, start_timeout_s=3),
     ):
         pass
@@ -117,10 +119,12 @@ def test_which_keys_hold(env: dict[str, str], tmp_path: Path) -> None:
         assert accepted(started.url) == {"in-env"}
 
 
-def test_no_key_is_ever_logged(env: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("line_format", ["text", "json"])
+def test_no_key_is_ever_logged(line_format: str, env: dict[str, str], tmp_path: Path) -> None:
     config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")))
     env = {**env, "MOSHI_API_KEY": "canary-one,canary-two"}
-    with worker(config, "--log", "trace", cwd=tmp_path, env=env) as started:
+    options = ("--log", "trace", "--log-format", line_format)
+    with worker(config, *options, cwd=tmp_path, env=env) as started:
         for key in ("canary-one", "canary-three"):
             url = f"{started.url}?auth_id={key}"
             cli.run("transcribe", speech.SPEECH, "--url", url, "--key", key, cwd=tmp_path)

@@ -114,7 +114,7 @@ def test_a_reserve_takes_lanes_away(env: dict[str, str], tmp_path: Path) -> None
 def test_the_cpu_instead_of_a_card_is_warned_of_once(env: dict[str, str], tmp_path: Path) -> None:
     machine = fake_nvml.machine(tmp_path, RTX_3060)
     with worker("demo", cwd=tmp_path, env={**env, **machine}, device=None) as started:
-        (warning,) = [line for line in started.log if line.startswith("warning: ")]
+        (warning,) = [line for line in started.log if " WARN moshi_ctl: " in line]
         assert "the models run on the CPU: NVIDIA GeForce RTX 3060 (cuda:0): " in warning
         assert "device=cpu" in "".join(started.log)
         assert started.modules()[0]["total_slots"] == "4"

@@ -14,12 +14,15 @@ __all__ = [
     "bench",
     "build_info",
     "device_name",
+    "log",
     "memory_needs",
     "metrics_table",
     "processor",
     "quantize",
     "read_config",
     "serve",
+    "start_logging",
+    "stop_logging",
     "write_random_checkpoint",
 ]
 
@@ -44,6 +47,7 @@ def bench(
 ) -> dict[str, Any]: ...
 def build_info() -> dict[str, str]: ...
 def device_name(name: str) -> str: ...
+def log(level: str, target: str, message: str, *, on_console: bool = True) -> None: ...
 def memory_needs(
     config_path: str | PathLike[str],
     module: str,
@@ -63,8 +67,6 @@ def serve(
     *,
     addr: str,
     port: int,
-    log_level: str,
-    silent: bool,
     threads: int | None,
     decisions: dict[str, dict[str, Any]],
     files: dict[str, str | PathLike[str]],
@@ -73,6 +75,17 @@ def serve(
     warmup: bool | None,
     gpu_readings: Callable[[], list[dict[str, Any]]] | None,
 ) -> None: ...
+def start_logging(
+    *,
+    log_dir: str | PathLike[str],
+    instance_name: str,
+    level: str,
+    log_format: str,
+    silent: bool,
+    max_file_bytes: int,
+    max_files: int,
+) -> None: ...
+def stop_logging() -> None: ...
 def write_random_checkpoint(
     config_path: str | PathLike[str],
     module: str,

@@ -21,6 +21,7 @@ from moshi_ctl import (
     fitting,
     hub,
     keys,
+    logs,
     options,
     paths,
     plan,
@@ -43,9 +44,16 @@ from moshi_ctl.options import (
     DeviceOption,
     FreeOption,
     KvPrecisionOption,
+    LogFormat,
+    LogFormatOption,
+    LogLevel,
+    LogMaxFilesOption,
+    LogMaxSizeOption,
+    LogOption,
     PortOption,
     PrecisionOption,
     ReserveOption,
+    SilentOption,
     ThreadsOption,
 )
 
@@ -59,16 +67,6 @@ app = typer.Typer(
 )
 
 _DOCTOR: Final = "doctor"
-
-
-class LogLevel(str, Enum):
-    """How much the server logs."""
-
-    ERROR = "error"
-    WARN = "warn"
-    INFO = "info"
-    DEBUG = "debug"
-    TRACE = "trace"
 
 
 class FilePrecision(str, Enum):
@@ -115,9 +113,10 @@ def _prepare(
 @app.command("worker")
 def _worker(
     config: ConfigOption,
-    log: Annotated[
-        LogLevel, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")
-    ] = LogLevel.INFO,
+    log: LogOption = LogLevel.INFO,
+    log_format: LogFormatOption = LogFormat.TEXT,
+    log_max_size_mb: LogMaxSizeOption = logs.DEFAULT_MAX_SIZE_MIB,
+    log_max_files: LogMaxFilesOption = logs.DEFAULT_MAX_FILES,
     addr: AddrOption = options.DEFAULT_ADDR,
     port: PortOption = options.DEFAULT_PORT,
     device: DeviceOption = None,
@@ -129,14 +128,20 @@ def _worker(
     no_warmup: Annotated[
         bool, typer.Option("--no-warmup", help="Serve without warming up.")
     ] = False,
-    silent: Annotated[bool, typer.Option("--silent", help="Log to files only.")] = False,
+    silent: SilentOption = False,
 ) -> None:
     """Serve the models of a configuration until Ctrl-C or SIGTERM."""
+    log_options = logs.LogOptions(
+        level=log.value,
+        format=log_format.value,
+        silent=silent,
+        max_size_mib=log_max_size_mb,
+        max_files=log_max_files,
+    )
     worker_options = worker.WorkerOptions(
         addr=addr,
         port=port,
-        log_level=log.value,
-        silent=silent,
+        log=log_options,
         threads=threads,
         warmup=False if no_warmup else worker.warmup_from_environment(),
         wishes=options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu),

@@ -65,6 +65,7 @@ class Config:
         path: Its file.
         key_count: How many keys it lists.
         log_dir: The folder of the server's log files.
+        instance_name: What their names end with.
         modules: What it serves, by the module's name.
         files: The files of all modules.
         warms_up: Whether models step before the port opens.
@@ -74,6 +75,7 @@ class Config:
     path: Path
     key_count: int
     log_dir: Path
+    instance_name: str
     modules: dict[str, Module]
     files: tuple[ModelFile, ...]
     warms_up: bool
@@ -96,6 +98,7 @@ def read(path: Path, *, require_files: bool = False, warmup: bool | None = None)
         path=path,
         key_count=summary["authorized_ids"],
         log_dir=Path(summary["log_dir"]),
+        instance_name=summary["instance_name"],
         modules={name: _module(module) for name, module in summary["modules"].items()},
         files=tuple(ModelFile(**file) for file in summary["files"]),
         warms_up=summary["warmup"]["enabled"] if warmup is None else warmup,

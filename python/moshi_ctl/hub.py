@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -130,6 +131,9 @@ def fetch(file: HubFile, *, show_progress: bool) -> Path:
 
     if not show_progress:
         disable_progress_bars()
+    if logging.getLogger().handlers:
+        # Its own handler would say the same once more, on standard error.
+        logging.getLogger(huggingface_hub.__name__).handlers.clear()
     try:
         return Path(huggingface_hub.hf_hub_download(file.repository, file.name))
     except Exception as error:  # noqa: BLE001 - the library raises its HTTP client's own errors too

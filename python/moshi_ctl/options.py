@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from moshi_ctl import _native, devices, env
+from moshi_ctl import _native, devices, env, logs
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import AUTO, DEFAULT_RESERVE_MIB, MOST_RESERVE_MIB, Wishes
 
@@ -147,6 +147,60 @@ CapabilityOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+class LogLevel(str, Enum):
+    """How much the server logs."""
+
+    ERROR = "error"
+    WARN = "warn"
+    INFO = "info"
+    DEBUG = "debug"
+    TRACE = "trace"
+
+
+class LogFormat(str, Enum):
+    """How lines of the log look."""
+
+    TEXT = logs.TEXT
+    JSON = logs.JSON
+
+
+LogOption = Annotated[
+    LogLevel, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")
+]
+
+LogFormatOption = Annotated[
+    LogFormat,
+    typer.Option(
+        "--log-format",
+        case_sensitive=False,
+        help="Text, or one JSON object per line, on the console and in files.",
+    ),
+]
+
+LogMaxSizeOption = Annotated[
+    int,
+    typer.Option(
+        "--log-max-size-mb",
+        metavar="MIB",
+        min=1,
+        max=1024 * 1024,
+        help="Size of a log file at which the next is begun; one is begun each day too.",
+    ),
+]
+
+LogMaxFilesOption = Annotated[
+    int,
+    typer.Option(
+        "--log-max-files",
+        min=0,
+        max=logs.MOST_FILES,
+        help="Log files that are kept beside the one that is written.",
+    ),
+]
+
+SilentOption = Annotated[bool, typer.Option("--silent", help="Log to files only.")]
 
 
 def device_of(device: str | None, *, cpu: bool) -> str | None:

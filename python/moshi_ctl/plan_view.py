@@ -56,6 +56,18 @@ def show(plan: Plan, console: Console) -> None:
         console.print(_device(device, plan, console, marks))
 
 
+def in_words(module: ModulePlan) -> str:
+    """What was decided for a module, and why, on one line."""
+    chosen = module.chosen
+    wanted = "" if module.wanted in (None, module.lanes) else f" of {module.wanted}"
+    return (
+        f"module {module.module} gets {module.lanes}{wanted} lanes on {module.device} "
+        f"({module.device_reason}) in {_precision(module)} ({module.needs.reason}), limited by "
+        f"{_LIMITS[module.limit]}: {memory(chosen.weights_bytes)} of weights, "
+        f"{memory(chosen.lane_bytes)} a lane, {memory(module.total_bytes)} in all"
+    )
+
+
 def as_json(plan: Plan) -> dict[str, Any]:
     """The whole decision for programs; sizes are bytes."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,16 @@ from moshi_ctl import (
     hub,
     interrupts,
     keys,
+    logs,
     plan,
     plan_view,
 )
+from moshi_ctl.config import Config
 from moshi_ctl.env import MOSHI_API_KEY, MOSHI_WARMUP
 from moshi_ctl.errors import UsageError
+from moshi_ctl.logs import LogOptions
 from moshi_ctl.plan import Wishes
-from moshi_ctl.report import console, warn
+from moshi_ctl.report import console
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,7 @@ class WorkerOptions:
     Attributes:
         addr: IP address to listen on.
         port: Port to listen on; 0 for any free one.
-        log_level: How much to log.
-        silent: Whether the console stays empty.
+        log: How to log.
         threads: Threads of a step on the CPU; one per physical core if None.
         warmup: Whether models are warmed up before the port opens; as the configuration says if
             None.
@@ -42,8 +45,7 @@ class WorkerOptions:
 
     addr: str
     port: int
-    log_level: str
-    silent: bool
+    log: LogOptions = field(default_factory=LogOptions)
     threads: int | None = None
     warmup: bool | None = None
     wishes: Wishes = field(default_factory=Wishes)
@@ -63,33 +65,42 @@ def run(config_path: Path, options: WorkerOptions) -> None:
     """
     addr = ip_address(options.addr)
     configuration = config.read(config_path, require_files=True, warmup=options.warmup)
+    with logs.running(configuration, options.log):
+        _serve(configuration, addr, options)
+
+
+def _serve(configuration: Config, addr: str, options: WorkerOptions) -> None:
     api_keys = keys.keys_from_environment()
     jwt_secret = keys.jwt_secret_from_environment()
     if jwt_secret is not None and keys.is_short_for_tokens(jwt_secret):
-        warn(keys.TOO_SHORT, hint=keys.TOO_SHORT_HINT)
+        logs.warn(keys.TOO_SHORT, hint=keys.TOO_SHORT_HINT)
     if api_keys is None and jwt_secret is None and configuration.key_count == 0:
         keys.refuse_open_server(addr)
-        warn(
+        logs.warn(
             f"no API key is set: every program on this machine can use the server at {addr}",
             hint=f"set {MOSHI_API_KEY.name} to change that",
         )
     gpu.number_cards_as_nvml_does()
     machine = devices.read_machine()
     decided = plan.make(configuration, machine, options.wishes, only_plans=False)
-    plan_view.warn_of(decided)
-    if not options.silent:
-        plan_view.show(decided, console())
+    if options.log.console_is_for_people:
+        # A console that is closed or full is no reason not to serve.
+        with contextlib.suppress(OSError):
+            plan_view.show(decided, console())
+    for warning in decided.warnings:
+        logs.warn(warning.message, hint=warning.hint)
+    for module in decided.modules:
+        logs.note(plan_view.in_words(module))
     decided.refuse_what_does_not_fit()
     files = hub.fetch_all(
-        (file.value for file in configuration.files), show_progress=not options.silent
+        (file.value for file in configuration.files),
+        show_progress=options.log.console_is_for_people,
     )
     with interrupts.ending_the_process():
         _native.serve(
-            config_path,
+            configuration.path,
             addr=addr,
             port=options.port,
-            log_level=options.log_level,
-            silent=options.silent,
             threads=options.threads,
             decisions=decided.decisions(),
             files={value: str(path) for value, path in files.items()},

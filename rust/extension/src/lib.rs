@@ -4,6 +4,7 @@
 
 mod bench;
 mod errors;
+mod logs;
 mod memory_needs;
 mod precision;
 mod quantize;
@@ -104,6 +105,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(bench::bench, module)?)?;
     module.add_function(wrap_pyfunction!(memory_needs::memory_needs, module)?)?;
     module.add_function(wrap_pyfunction!(metrics_table, module)?)?;
+    module.add_function(wrap_pyfunction!(logs::start_logging, module)?)?;
+    module.add_function(wrap_pyfunction!(logs::log, module)?)?;
+    module.add_function(wrap_pyfunction!(logs::stop_logging, module)?)?;
     module.add_function(wrap_pyfunction!(serve::serve, module)?)?;
     module.add_function(wrap_pyfunction!(quantize::quantize, module)?)?;
     module.add_function(wrap_pyfunction!(random_checkpoint::write_random_checkpoint, module)?)?;

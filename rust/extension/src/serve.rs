@@ -32,7 +32,7 @@ pub(crate) struct Decision {
 /// says of it; `gpu_readings` tells how the cards are, and is called every few seconds.
 #[pyfunction]
 #[pyo3(signature = (
-    config_path, *, addr, port, log_level, silent, threads, decisions, files, api_keys,
+    config_path, *, addr, port, threads, decisions, files, api_keys,
     jwt_secret, warmup, gpu_readings
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
@@ -42,8 +42,6 @@ pub(crate) fn serve(
     config_path: PathBuf,
     addr: &str,
     port: u16,
-    log_level: String,
-    silent: bool,
     threads: Option<usize>,
     decisions: BTreeMap<String, Decision>,
     files: BTreeMap<String, PathBuf>,
@@ -77,7 +75,7 @@ pub(crate) fn serve(
         module.device = Some(device(py, &decision.device)?);
     }
     let read_gpus = gpu_readings.map(read_gpus);
-    let options = WorkerOptions { addr, port, log_level, silent, api_keys, jwt_secret, read_gpus };
+    let options = WorkerOptions { addr, port, api_keys, jwt_secret, read_gpus };
     let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
     let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
     let measures = config.warmup.enabled && config.sizing.real_time;

@@ -8,7 +8,7 @@ pub mod config;
 mod gpu;
 mod lanes;
 mod limits;
-mod logging;
+pub mod logging;
 #[cfg(feature = "measure")]
 pub mod measure;
 mod metrics;

@@ -1,8 +1,10 @@
 //! What `/metrics` answers: what was counted, and gauges that are looked up just then.
 
 use moshi_ctl_core::Precision;
+use prometheus::IntCounter;
 
 use crate::app::{App, Module};
+use crate::logging;
 use crate::metrics::{ALL_HANDLERS, Gauges};
 
 /// Content type and body.
@@ -13,6 +15,7 @@ pub(crate) fn render(app: &App) -> Result<(String, Vec<u8>), prometheus::Error> 
         let used: usize = app.modules.iter().map(|module| look_at(module, gauges)).sum();
         gauges.open_channels.with_label_values(ALL_HANDLERS).set(used as f64);
         look_at_cards(app, gauges);
+        look_at_the_log(gauges);
     })
 }
 
@@ -45,6 +48,18 @@ fn look_at(module: &Module, gauges: &Gauges) -> usize {
     ];
     gauges.module_info.with_label_values(&info).set(1.0);
     standing.used
+}
+
+fn look_at_the_log(gauges: &Gauges) {
+    for (level, count) in logging::messages() {
+        set(&gauges.log_messages.with_label_values(&[level]), count);
+    }
+    set(&gauges.log_lines_dropped.with_label_values::<&str>(&[]), logging::dropped_lines());
+}
+
+/// Makes a counter say what was counted elsewhere.
+fn set(counter: &IntCounter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
 }
 
 fn look_at_cards(app: &App, gauges: &Gauges) {

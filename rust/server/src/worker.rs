@@ -11,13 +11,11 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
-use tracing::level_filters::LevelFilter;
 
 use crate::app::{App, Module, Presence, until_going_away};
 use crate::config::{AsrModule, Config, ConfigError, ModuleConfig};
 use crate::gpu::{GpuWatch, ReadGpus};
 use crate::limits::{DRAIN_DEADLINE, FAILURE_GRACE, Patience};
-use crate::logging;
 use crate::metrics::Metrics;
 use crate::model_thread::{ModelFailure, ModelThread};
 use crate::port::Port;
@@ -35,10 +33,6 @@ pub struct WorkerOptions {
     pub addr: IpAddr,
     /// Port to listen on; 0: any free one.
     pub port: u16,
-    /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
-    pub log_level: String,
-    /// Whether the console stays empty.
-    pub silent: bool,
     /// Keys that replace the configuration's, if there is at least one.
     pub api_keys: Option<Vec<String>>,
     /// Secret of JSON Web Tokens (HS256) that are keys beside the plain ones; blank is none.
@@ -98,17 +92,11 @@ impl WorkerError {
 }
 
 /// Serves until SIGINT or SIGTERM, and then until the sessions are closed or a second signal.
+/// Logging, and to log the error, are up to the caller.
 ///
 /// # Errors
 /// When the start fails or a model fails while serving.
 pub fn run(config: Config, options: WorkerOptions, load: LoadModel) -> Result<(), WorkerError> {
-    let level: LevelFilter = options.log_level.parse().map_err(|_| {
-        WorkerError::start(
-            format!("`{}` is not a log level", options.log_level),
-            "use off, error, warn, info, debug or trace",
-        )
-    })?;
-    let _log = logging::init(&config.log_dir, &config.instance_name, level, options.silent);
     tracing::info!(build_info = %build_info(), "starting");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
@@ -134,9 +122,8 @@ pub fn run(config: Config, options: WorkerOptions, load: LoadModel) -> Result<()
             () = signals.next() => Ok(()),
         }
     });
-    match &result {
-        Ok(()) => tracing::info!("ended"),
-        Err(error) => tracing::error!("ended: {error}"),
+    if result.is_ok() {
+        tracing::info!("ended");
     }
     // A model in the middle of a step is not waited for.
     runtime.shutdown_background();

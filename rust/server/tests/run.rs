@@ -5,6 +5,7 @@ mod support;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
+use moshi_ctl_server::logging::{self, LevelFilter, LogFormat, LogOptions};
 use moshi_ctl_server::worker::{build_info, run};
 use support::{Client, Msg, PATH, PATIENCE, Setup, http};
 
@@ -17,9 +18,17 @@ fn a_signal_ends_it_and_the_log_tells_everything_but_keys() {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
     let mut options = Setup::options();
     options.port = port;
-    options.log_level = "trace".into();
     options.api_keys = Some(vec![CANARY.into()]);
     let (config, load) = (setup.config(), setup.load());
+    let logging = logging::start(LogOptions {
+        dir: setup.folder.path().join("logs"),
+        instance: "test".into(),
+        level: LevelFilter::TRACE,
+        format: LogFormat::Text,
+        silent: true,
+        max_file_bytes: u64::MAX,
+        max_files: 0,
+    });
     let worker = std::thread::spawn(move || run(config, options, load));
 
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -52,7 +61,11 @@ fn a_signal_ends_it_and_the_log_tells_everything_but_keys() {
         std::thread::sleep(Duration::from_millis(10));
     }
     worker.join().unwrap().unwrap();
+    drop(logging);
 
+    let infos = logging::messages()[2];
+    assert!(infos.0 == "info" && infos.1 >= 5, "{infos:?}");
+    assert_eq!(logging::dropped_lines(), 0);
     let log = std::fs::read_to_string(log_file).unwrap();
     assert!(!log.contains("canary"), "{log}");
     assert!(!log.contains('\u{1b}'), "colours in a file: {log}");

@@ -72,8 +72,6 @@ impl Setup {
         WorkerOptions {
             addr: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
-            log_level: "info".into(),
-            silent: true,
             api_keys: None,
             jwt_secret: None,
             read_gpus: None,

@@ -1,0 +1,549 @@
+//! A log file that is renamed away each day and when it is big, and that never fails its writer.
+//!
+//! The crates that rotate files hand errors of the disk to their caller or give up; here a line
+//! that cannot be written is counted, and everything goes on.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use chrono::{DateTime, Local, NaiveDate, NaiveDateTime, TimeDelta};
+
+/// After a failure, and between two looks at whether the file is still in its place.
+const RETRY: TimeDelta = TimeDelta::seconds(1);
+
+/// Between two warnings.
+const QUIET: TimeDelta = TimeDelta::minutes(1);
+
+/// Local time.
+pub(super) type Clock = Box<dyn Fn() -> NaiveDateTime + Send>;
+
+/// The line that says how many lines are missing before it, and why.
+pub(super) type LostNote = Box<dyn Fn(u64, &str) -> String + Send>;
+
+pub(super) fn local_time() -> NaiveDateTime {
+    Local::now().naive_local()
+}
+
+/// The files `log.INSTANCE`, which is written, `log.INSTANCE.1`, which was written before it, and
+/// so on. Each [`Write::write`] is one whole line or several.
+pub(super) struct RotatingFile {
+    folder: PathBuf,
+    name: String,
+    max_bytes: u64,
+    max_files: usize,
+    now: Clock,
+    lost_note: LostNote,
+    open: Option<Open>,
+    /// Lines that were never written, since the process began.
+    lost: Arc<AtomicU64>,
+    /// How many of them the file does not tell of yet, and why the last one was lost.
+    untold: u64,
+    reason: String,
+    failed: Pause,
+    not_rotated: Pause,
+    warned: Pause,
+    looked: Pause,
+}
+
+struct Open {
+    file: File,
+    bytes: u64,
+    /// The day of its lines.
+    day: NaiveDate,
+}
+
+/// A time that has to pass before something is done again.
+struct Pause {
+    length: TimeDelta,
+    since: Option<NaiveDateTime>,
+}
+
+impl Pause {
+    fn new(length: TimeDelta) -> Self {
+        Self { length, since: None }
+    }
+
+    /// Also true when the clock was set back since.
+    fn is_over(&self, now: NaiveDateTime) -> bool {
+        self.since.is_none_or(|since| (now - since).abs() >= self.length)
+    }
+}
+
+impl RotatingFile {
+    /// Nothing is opened before the first line.
+    pub(super) fn new(
+        folder: &Path,
+        instance: &str,
+        max_bytes: u64,
+        max_files: usize,
+        now: Clock,
+        lost_note: LostNote,
+    ) -> Self {
+        Self {
+            folder: folder.into(),
+            name: format!("log.{instance}"),
+            max_bytes,
+            max_files,
+            now,
+            lost_note,
+            open: None,
+            lost: Arc::default(),
+            untold: 0,
+            reason: String::new(),
+            failed: Pause::new(RETRY),
+            not_rotated: Pause::new(RETRY),
+            warned: Pause::new(QUIET),
+            looked: Pause::new(RETRY),
+        }
+    }
+
+    /// How many lines were lost so far.
+    pub(super) fn lost(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.lost)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.join(&self.name)
+    }
+
+    fn rotated(&self, number: usize) -> PathBuf {
+        self.folder.join(format!("{}.{number}", self.name))
+    }
+
+    fn write_lines(&mut self, lines: &[u8], now: NaiveDateTime) -> io::Result<()> {
+        self.look_whether_it_is_there(now);
+        let mut open = match self.open.take() {
+            Some(open) => open,
+            None => self.open(now.date())?,
+        };
+        let note = match self.untold {
+            0 => String::new(),
+            lost => (self.lost_note)(lost, &self.reason),
+        };
+        let bytes = (note.len() + lines.len()) as u64;
+        let is_big = open.bytes.saturating_add(bytes) > self.max_bytes;
+        let is_due = open.bytes > 0 && (is_big || open.day < now.date());
+        if is_due && self.not_rotated.is_over(now) {
+            match self.rotate(now.date()) {
+                Ok(new) => open = new,
+                Err(error) => {
+                    self.not_rotated.since = Some(now);
+                    self.warn(now, "the log file cannot be rotated and grows on", &error);
+                }
+            }
+        }
+        open.append(&[note.as_bytes(), lines].concat())?;
+        self.untold = 0;
+        self.open = Some(open);
+        Ok(())
+    }
+
+    /// Lets go of a file that was renamed or deleted by others.
+    fn look_whether_it_is_there(&mut self, now: NaiveDateTime) {
+        let Some(open) = &mut self.open else { return };
+        if !self.looked.is_over(now) {
+            return;
+        }
+        self.looked.since = Some(now);
+        let ours = open.file.metadata().map(|it| (it.dev(), it.ino(), it.len()));
+        let there =
+            fs::metadata(self.folder.join(&self.name)).map(|it| (it.dev(), it.ino(), it.len()));
+        match (ours, there) {
+            (Ok(ours), Ok(there)) if ours == there => open.bytes = ours.2,
+            _ => self.open = None,
+        }
+    }
+
+    fn open(&self, today: NaiveDate) -> io::Result<Open> {
+        fs::create_dir_all(&self.folder)?;
+        self.delete_beyond(self.max_files);
+        Open::new(&self.path(), today)
+    }
+
+    /// Renames every file to the next number and begins a new one.
+    fn rotate(&mut self, today: NaiveDate) -> io::Result<Open> {
+        let path = self.path();
+        if self.max_files == 0 {
+            fs::remove_file(&path)?;
+            return Open::new(&path, today);
+        }
+        self.delete_beyond(self.max_files);
+        // Up to the first number that is free, or as far as files are kept.
+        let last = (1..self.max_files)
+            .find(|&number| !self.rotated(number).exists())
+            .unwrap_or(self.max_files);
+        for number in (1..last).rev() {
+            fs::rename(self.rotated(number), self.rotated(number + 1))?;
+        }
+        fs::rename(&path, self.rotated(1))?;
+        Open::new(&path, today).inspect_err(|_| {
+            // Whoever reads along finds what is written in its usual place.
+            let _ = fs::rename(self.rotated(1), &path);
+        })
+    }
+
+    /// Best effort: what cannot be deleted now can the next time.
+    fn delete_beyond(&self, kept: usize) {
+        let Ok(entries) = fs::read_dir(&self.folder) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(&self.name)?.strip_prefix('.'))
+                .filter(|digits| !digits.starts_with(['0', '+']))
+                .and_then(|digits| digits.parse::<usize>().ok());
+            if number.is_some_and(|number| number > kept) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
+    fn lose(&mut self, lines: &[u8]) {
+        let count = lines.split_inclusive(|&byte| byte == b'\n').count().max(1) as u64;
+        self.untold += count;
+        self.lost.fetch_add(count, Ordering::Relaxed);
+    }
+
+    fn warn(&mut self, now: NaiveDateTime, what: &str, error: &io::Error) {
+        if self.warned.is_over(now) {
+            self.warned.since = Some(now);
+            // Comes back here as a line, after this one: the queue is between.
+            tracing::warn!(file = %self.path().display(), "{what}: {error}");
+        }
+    }
+}
+
+impl Open {
+    fn new(path: &Path, today: NaiveDate) -> io::Result<Self> {
+        let mut file = OpenOptions::new().create(true).append(true).read(true).open(path)?;
+        let found = file.metadata()?;
+        let mut bytes = found.len();
+        let mut day = today;
+        if bytes > 0 {
+            // A clock that was wrong must not keep the file from ever being rotated.
+            day = DateTime::<Local>::from(found.modified()?).date_naive().min(today);
+            let mut last = [0];
+            file.seek(SeekFrom::Start(bytes - 1))?;
+            file.read_exact(&mut last)?;
+            if last != *b"\n" {
+                // The machine stopped in the middle of a line.
+                file.write_all(b"\n")?;
+                bytes += 1;
+            }
+        }
+        Ok(Self { file, bytes, day })
+    }
+
+    /// Appends all of it or nothing.
+    fn append(&mut self, text: &[u8]) -> io::Result<()> {
+        let result = self.file.write_all(text);
+        match result {
+            Ok(()) => self.bytes += text.len() as u64,
+            // Where even that fails, the next line begins on a new one.
+            Err(_) => _ = self.file.set_len(self.bytes),
+        }
+        result
+    }
+}
+
+impl Write for RotatingFile {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        let now = (self.now)();
+        if !self.failed.is_over(now) {
+            self.lose(lines);
+        } else if let Err(error) = self.write_lines(lines, now) {
+            self.failed.since = Some(now);
+            self.reason = error.to_string();
+            self.lose(lines);
+            self.warn(now, "lines of the log are lost, all else goes on", &error);
+        } else {
+            self.failed.since = None;
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A log in a folder of its own, at a time of the test's choice.
+    struct Log {
+        folder: tempfile::TempDir,
+        time: Arc<Mutex<NaiveDateTime>>,
+        max_bytes: u64,
+        max_files: usize,
+        file: RotatingFile,
+    }
+
+    impl Log {
+        fn new(max_bytes: u64, max_files: usize) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let time = Arc::new(Mutex::new(local_time()));
+            let file = begin(&folder.path().join("logs"), &time, max_bytes, max_files);
+            Self { folder, time, max_bytes, max_files, file }
+        }
+
+        /// Ends the process and begins another.
+        fn restart(&mut self) {
+            self.file = begin(&self.logs(), &self.time, self.max_bytes, self.max_files);
+        }
+
+        fn logs(&self) -> PathBuf {
+            self.folder.path().join("logs")
+        }
+
+        fn say(&mut self, line: &str) {
+            self.file.write_all(format!("{line}\n").as_bytes()).unwrap();
+        }
+
+        fn pass(&self, time: TimeDelta) {
+            *self.time.lock().unwrap() += time;
+        }
+
+        fn lost(&self) -> u64 {
+            self.file.lost().load(Ordering::Relaxed)
+        }
+
+        fn read(&self, name: &str) -> Vec<String> {
+            let text = fs::read_to_string(self.logs().join(name)).unwrap();
+            assert!(text.is_empty() || text.ends_with('\n'), "{name}: {text}");
+            text.lines().map(str::to_string).collect()
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(self.logs()).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            names
+        }
+    }
+
+    fn begin(
+        folder: &Path,
+        time: &Arc<Mutex<NaiveDateTime>>,
+        max_bytes: u64,
+        max_files: usize,
+    ) -> RotatingFile {
+        let time = Arc::clone(time);
+        let now = Box::new(move || *time.lock().unwrap());
+        let note = Box::new(|lost, reason: &str| {
+            assert!(reason.contains("os error"), "{reason}");
+            format!("{lost} lost\n")
+        });
+        RotatingFile::new(folder, "test", max_bytes, max_files, now, note)
+    }
+
+    #[test]
+    fn a_line_that_would_pass_the_size_begins_a_new_file() {
+        let mut log = Log::new(8, 10);
+        for line in ["one", "two", "six", "ten"] {
+            log.say(line);
+        }
+        log.say("longer than a file may be");
+        log.say("end");
+        assert_eq!(log.read("log.test"), ["end"]);
+        assert_eq!(log.read("log.test.1"), ["longer than a file may be"]);
+        assert_eq!(log.read("log.test.2"), ["six", "ten"]);
+        assert_eq!(log.read("log.test.3"), ["one", "two"]);
+        assert_eq!((log.names().len(), log.lost()), (4, 0));
+    }
+
+    #[test]
+    fn each_day_has_its_own_file() {
+        let mut log = Log::new(1000, 10);
+        *log.time.lock().unwrap() = local_time().date().and_hms_opt(23, 59, 59).unwrap();
+        log.say("evening");
+        log.say("late");
+        log.pass(TimeDelta::seconds(1));
+        log.say("midnight");
+        log.pass(TimeDelta::hours(23));
+        log.say("evening");
+        log.pass(TimeDelta::days(3));
+        log.say("later");
+        assert_eq!(log.read("log.test"), ["later"]);
+        assert_eq!(log.read("log.test.1"), ["midnight", "evening"]);
+        assert_eq!(log.read("log.test.2"), ["evening", "late"]);
+    }
+
+    #[test]
+    fn a_clock_set_back_changes_nothing() {
+        let mut log = Log::new(1000, 10);
+        log.say("one");
+        log.pass(TimeDelta::days(-2));
+        log.say("two");
+        assert_eq!(log.read("log.test"), ["one", "two"]);
+        log.restart();
+        log.say("three");
+        assert_eq!(log.names(), ["log.test"]);
+        log.pass(TimeDelta::days(1));
+        log.say("four");
+        assert_eq!(log.names(), ["log.test", "log.test.1"]);
+    }
+
+    #[test]
+    fn a_restart_goes_on_with_the_file_of_the_same_day_only() {
+        let mut log = Log::new(1000, 10);
+        log.say("one");
+        log.restart();
+        log.say("two");
+        assert_eq!(log.read("log.test"), ["one", "two"]);
+        let yesterday = std::time::SystemTime::now() - std::time::Duration::from_secs(24 * 3600);
+        let file = File::options().append(true).open(log.logs().join("log.test")).unwrap();
+        file.set_modified(yesterday).unwrap();
+        log.restart();
+        log.say("three");
+        assert_eq!(log.read("log.test"), ["three"]);
+        assert_eq!(log.read("log.test.1"), ["one", "two"]);
+    }
+
+    #[test]
+    fn a_restart_counts_what_is_in_the_file() {
+        let mut log = Log::new(8, 10);
+        log.say("one");
+        log.restart();
+        log.say("two");
+        log.restart();
+        log.say("six");
+        assert_eq!(log.read("log.test"), ["six"]);
+        assert_eq!(log.read("log.test.1"), ["one", "two"]);
+    }
+
+    #[test]
+    fn only_so_many_files_are_kept_and_no_others_touched() {
+        let mut log = Log::new(4, 2);
+        fs::create_dir_all(log.logs()).unwrap();
+        let others = ["log.test.x", "log.test.01", "log.test.1.gz", "log.test2.7", "log.other.9"];
+        for name in others.into_iter().chain(["log.test.3", "log.test.12"]) {
+            fs::write(log.logs().join(name), "old\n").unwrap();
+        }
+        log.say("one");
+        let mut expected: Vec<_> = others.into_iter().chain(["log.test"]).collect();
+        expected.sort_unstable();
+        assert_eq!(log.names(), expected);
+        for line in ["two", "six", "ten"] {
+            log.say(line);
+        }
+        expected.extend(["log.test.1", "log.test.2"]);
+        expected.sort_unstable();
+        assert_eq!(log.names(), expected);
+        assert_eq!(log.read("log.test.2"), ["two"]);
+    }
+
+    #[test]
+    fn none_may_be_kept() {
+        let mut log = Log::new(4, 0);
+        log.say("one");
+        log.say("two");
+        assert_eq!(log.names(), ["log.test"]);
+        assert_eq!(log.read("log.test"), ["two"]);
+    }
+
+    #[test]
+    fn a_gap_is_filled_before_anything_is_deleted() {
+        let mut log = Log::new(4, 3);
+        for line in ["one", "two", "six", "ten"] {
+            log.say(line);
+        }
+        fs::remove_file(log.logs().join("log.test.2")).unwrap();
+        log.say("end");
+        assert_eq!(log.read("log.test.1"), ["ten"]);
+        assert_eq!(log.read("log.test.2"), ["six"]);
+        assert_eq!(log.read("log.test.3"), ["one"]);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_tried_again_each_second() {
+        let mut log = Log::new(1000, 10);
+        fs::write(log.logs(), "a file in its place").unwrap();
+        log.say("one");
+        log.say("two\nand a half");
+        assert_eq!(log.lost(), 3);
+        fs::remove_file(log.logs()).unwrap();
+        log.say("six");
+        assert_eq!(log.lost(), 4, "not tried again for every line");
+        log.pass(TimeDelta::seconds(1));
+        log.say("ten");
+        log.say("end");
+        assert_eq!(log.read("log.test"), ["4 lost", "ten", "end"]);
+        assert_eq!(log.lost(), 4);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn lines_on_a_full_disk_are_counted() {
+        let mut log = Log::new(1000, 10);
+        fs::create_dir_all(log.logs()).unwrap();
+        let full = log.logs().join("log.test");
+        std::os::unix::fs::symlink("/dev/full", &full).unwrap();
+        for _ in 0..3 {
+            log.say("lost");
+            log.pass(TimeDelta::seconds(2));
+        }
+        assert_eq!(log.lost(), 3);
+        fs::remove_file(&full).unwrap();
+        log.say("there");
+        assert_eq!(log.read("log.test"), ["3 lost", "there"]);
+    }
+
+    #[test]
+    fn a_rotation_that_fails_goes_on_with_the_old_file() {
+        let mut log = Log::new(8, 10);
+        log.say("one");
+        log.say("two");
+        // A folder that is not empty is in the way of every name.
+        let in_the_way = log.logs().join("log.test.1");
+        fs::create_dir_all(in_the_way.join("full")).unwrap();
+        fs::create_dir_all(log.logs().join("log.test.2/full")).unwrap();
+        log.max_files = 2;
+        log.restart();
+        log.say("six");
+        assert_eq!(log.read("log.test"), ["one", "two", "six"]);
+        fs::remove_dir_all(in_the_way).unwrap();
+        log.say("ten");
+        assert_eq!(log.read("log.test"), ["one", "two", "six", "ten"]);
+        log.pass(TimeDelta::seconds(1));
+        log.say("end");
+        assert_eq!(log.read("log.test"), ["end"]);
+        assert_eq!(log.read("log.test.1"), ["one", "two", "six", "ten"]);
+        assert_eq!(log.lost(), 0);
+    }
+
+    #[test]
+    fn a_file_that_others_rename_or_delete_is_begun_again() {
+        let mut log = Log::new(1000, 10);
+        log.say("one");
+        fs::rename(log.logs().join("log.test"), log.logs().join("away")).unwrap();
+        log.pass(TimeDelta::seconds(1));
+        log.say("two");
+        assert_eq!(
+            (log.read("away"), log.read("log.test")),
+            (vec!["one".into()], vec!["two".into()])
+        );
+        fs::remove_dir_all(log.logs()).unwrap();
+        log.pass(TimeDelta::seconds(1));
+        log.say("three");
+        assert_eq!(log.read("log.test"), ["three"]);
+        assert_eq!(log.lost(), 0);
+    }
+
+    #[test]
+    fn a_half_written_line_of_a_crash_stays_on_its_own() {
+        let mut log = Log::new(1000, 10);
+        fs::create_dir_all(log.logs()).unwrap();
+        fs::write(log.logs().join("log.test"), "whole\nha").unwrap();
+        log.say("next");
+        assert_eq!(log.read("log.test"), ["whole", "ha", "next"]);
+    }
+}
