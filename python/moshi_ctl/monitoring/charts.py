@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
@@ -16,6 +16,7 @@ _EIGHTHS: Final = " ▁▂▃▄▅▆▇█"
 # Where the output's encoding has only letters.
 _PLAIN_EIGHTHS: Final = " ...::###"
 _MOST_CELL_WIDTH: Final = 4
+_MORE: Final = "more"
 # The line with a blank beside it, and what the last label is longer than its column.
 _MARGIN: Final = 5
 
@@ -51,7 +52,7 @@ def histogram(
     height: int,
     marks: Marks,
     line_at: float,
-    unit_scale: float,
+    label: Callable[[float], str],
 ) -> list[Text]:
     """Columns of a histogram, one a bucket, with a line between two of them and bounds below.
 
@@ -63,7 +64,7 @@ def histogram(
         height: Lines of the columns.
         marks: What to draw with.
         line_at: The bound where the line is; values above it are red.
-        unit_scale: What to multiply bounds with to have what is written below.
+        label: How a bound is written, in three letters or so.
     """
     parts = _merged(list(values.buckets()), width - _MARGIN, keep=line_at)
     if not parts:
@@ -84,8 +85,12 @@ def histogram(
         for i, row in enumerate(reversed(rows)):
             mark = marks.eighths[max(0, min(8, eighths - 8 * i))]
             row.append((mark * max(1, cell - 1)).ljust(cell), style)
-        labels.append((at, _label(part, unit_scale), part.up_to == line_at))
+        labels.append(
+            (at, _MORE if math.isinf(part.up_to) else label(part.up_to), part.up_to == line_at)
+        )
         at += cell
+    for row in rows:
+        row.rstrip()
     base = Text(marks.base * at, "dim")
     return [*rows, base, _written_below(labels)]
 
@@ -108,13 +113,6 @@ def _merged(buckets: Sequence[Bucket], most: int, keep: float) -> list[Bucket]:
 
 def _chunks(items: list[Bucket], size: int) -> Iterable[list[Bucket]]:
     return (items[i : i + size] for i in range(0, len(items), size))
-
-
-def _label(bucket: Bucket, scale: float) -> str:
-    if math.isinf(bucket.up_to):
-        return "more"
-    scaled = bucket.up_to * scale
-    return f"{scaled / 1000:g}k" if scaled >= 1000 else f"{scaled:.4g}"
 
 
 def _written_below(labels: Sequence[tuple[int, str, bool]]) -> Text:

@@ -37,7 +37,7 @@ class Exposition:
 
     samples: Mapping[str, Mapping[Labels, float]]
 
-    def value(self, name: str, **labels: str) -> float | None:
+    def value(self, name: str, /, **labels: str) -> float | None:
         """The sample of this name and exactly these labels."""
         value = self.samples.get(name, {}).get(frozenset(labels.items()))
         return value if value is not None and math.isfinite(value) else None
@@ -47,7 +47,7 @@ class Exposition:
         values = [value for value in self.samples.get(name, {}).values() if math.isfinite(value)]
         return sum(values) if values else None
 
-    def by_label(self, name: str, label: str, **others: str) -> dict[str, float]:
+    def by_label(self, name: str, label: str, /, **others: str) -> dict[str, float]:
         """The samples of this name and the labels `others`, by the value of `label`."""
         found = {}
         for labels, value in self.samples.get(name, {}).items():
@@ -61,7 +61,7 @@ class Exposition:
         """The labels of each sample of this name."""
         return [dict(labels) for labels in self.samples.get(name, {})]
 
-    def histogram(self, name: str, **labels: str) -> Histogram | None:
+    def histogram(self, name: str, /, **labels: str) -> Histogram | None:
         """The histogram of this name and exactly these labels."""
         count = self.value(f"{name}_count", **labels)
         if count is None:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from moshi_ctl.errors import ClientError, UsageError
 from moshi_ctl.keys import is_loopback
+from moshi_ctl.report import one_line
 
 _DEFAULT_PORT: Final = 8080
 
@@ -53,12 +54,12 @@ class Answer:
     """What a server answered.
 
     Attributes:
-        url: Where the answer came from, after redirects.
+        place: What was asked, and where the answer came from if that is elsewhere; for messages.
         status: The HTTP status.
         body: At most `MAX_ANSWER_BYTES`.
     """
 
-    url: str
+    place: str
     status: int
     body: bytes
 
@@ -157,7 +158,9 @@ def _get(url: str, timeout_s: float) -> Answer:
         # read1 takes the end of the connection for the end of the answer.
         if getattr(response, "length", None):
             raise http.client.IncompleteRead(bytes(body))
-        return Answer(response.geturl() or url, int(response.status or 0), bytes(body))
+        came_from = response.geturl()
+        place = url if came_from in (None, url) else f"{url}, redirected to {one_line(came_from)}"
+        return Answer(place, int(response.status or 0), bytes(body))
 
 
 def _opener(host: str) -> urllib.request.OpenerDirector:

@@ -16,7 +16,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from moshi_ctl.errors import ClientError, MoshiCtlError
 from moshi_ctl.monitoring import documents, fetching, scrapes
 from moshi_ctl.monitoring.server_metrics import ModuleMetrics, WarmupResult
-from moshi_ctl.monitoring.view import describe_warmup
+from moshi_ctl.monitoring.wording import describe_warmup
 from moshi_ctl.report import one_line
 
 DEFAULT_TIMEOUT_S: Final = 300.0
@@ -174,7 +174,7 @@ def _look_without_health(url: str, timeout_s: float) -> Look:
 
 def _not_ours(answer: fetching.Answer) -> ClientError:
     return ClientError(
-        f"{answer.url}: what answers there is no server of speech models (HTTP {answer.status})",
+        f"{answer.place}: what answers there is no server of speech models (HTTP {answer.status})",
         hint=_NOT_OURS_HINT,
     )
 

@@ -9,10 +9,13 @@ from typing import Final
 
 from moshi_ctl.errors import ClientError
 from moshi_ctl.monitoring import exposition, fetching, server_metrics
+from moshi_ctl.monitoring.fetching import UnreachableError
 from moshi_ctl.monitoring.server_metrics import ServerMetrics
 
 PATH: Final = "/metrics"
 _OK: Final = 200
+# What proxies say while the server behind them is away.
+_NOT_NOW: Final = frozenset({502, 503, 504})
 _NOT_OURS_HINT: Final = "check host and port; `moshi-ctl worker` serves on port 8080"
 
 
@@ -97,21 +100,25 @@ def scrape(
     """
     time_unix_s, monotonic_s = time.time(), time.monotonic()
     answer = fetching.get(f"{url}{PATH}", timeout_s=timeout_s)
+    if answer.status in _NOT_NOW:
+        raise UnreachableError(
+            answer.place, f"HTTP {answer.status}", hint="see the log of the server, or of its proxy"
+        )
     if answer.status != _OK:
         raise ClientError(
-            f"{answer.url}: the server has no metrics there (HTTP {answer.status})",
-            hint=_NOT_OURS_HINT if answer.status < 500 else "see its log",
+            f"{answer.place}: there are no metrics (HTTP {answer.status})",
+            hint=_NOT_OURS_HINT if answer.status < 500 else "see the server's log",
         )
     try:
         exposed = exposition.parse(answer.body.decode("utf-8"))
     except ValueError as error:  # UnicodeDecodeError is one too
         what = "not text" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ClientError(
-            f"{answer.url}: what answers there are no metrics: {what}", hint=_NOT_OURS_HINT
+            f"{answer.place}: what answers there are no metrics: {what}", hint=_NOT_OURS_HINT
         ) from error
     if not server_metrics.is_from_a_known_server(exposed):
         raise ClientError(
-            f"{answer.url}: these are metrics, but none of a server of speech models",
+            f"{answer.place}: these are metrics, but none of a server of speech models",
             hint=_NOT_OURS_HINT,
         )
     metrics = server_metrics.read(exposed)

@@ -20,6 +20,16 @@ from moshi_ctl.monitoring.server_metrics import (
     Warmup,
     WarmupResult,
 )
+from moshi_ctl.monitoring.wording import (
+    amount,
+    count,
+    describe_outage,
+    describe_warmup,
+    duration,
+    percent,
+    quantile,
+    spelled,
+)
 from moshi_ctl.protocol import FRAME_RATE_HZ
 from moshi_ctl.report import one_line
 from moshi_ctl.units import counted, memory, size
@@ -76,65 +86,21 @@ class View:
             yield line
 
 
-def describe_outage(outage: Outage) -> str:
-    """Since when a server does not answer, and why."""
-    return f"not reachable for {duration(outage.lasts_s)}: {one_line(outage.reason)}"
-
-
-def describe_warmup(warmup: Warmup | None) -> str:
-    """How a module's warm-up went, in a few words."""
-    if warmup is None:
-        return "the server says nothing of its warm-up"
-    match warmup.result:
-        case WarmupResult.SKIPPED:
-            return "skipped (warm-up is off)"
-        case WarmupResult.PENDING:
-            return "not warmed up yet"
-        case WarmupResult.FAILED:
-            said = "failed"
-        case WarmupResult.SUCCEEDED:
-            said = "warmed up"
-    if warmup.duration_s is None or not warmup.runs:
-        return said
-    if warmup.runs == 1:
-        return f"{said} {'after' if said == 'failed' else 'in'} {seconds(warmup.duration_s)}"
-    runs = counted(int(warmup.runs), "run")
-    return f"{said}; {runs} of {seconds(warmup.duration_s / warmup.runs)} on average"
-
-
 def compact_line(scrape: Scrape) -> str:
     """The most important numbers of a scrape, on one line."""
     shown = scrape.shown
-    parts = [_readiness(shown).plain]
-    if scrape.restarted:
-        parts.append("restarted")
-    parts += [" ".join(_compact_module(module, scrape.interval_s)) for module in shown.modules] or [
-        " ".join(_compact_kyutai(shown))
+    if scrape.interval_s is None or scrape.restarted:
+        span = "restarted, since then" if scrape.restarted else "since the start"
+    else:
+        span = f"last {scrape.interval_s:.1f} s"
+    parts = [part for part in (_readiness(shown).plain, span) if part]
+    parts += [
+        ", ".join(filter(None, _compact_module(module, scrape.interval_s)))
+        for module in shown.modules
     ]
-    return " | ".join(part for part in parts if part)
-
-
-def duration(time_s: float) -> str:
-    """A time span in the two units that matter."""
-    whole = int(time_s)
-    for unit_s, unit, below_s, below in (
-        (86_400, "d", 3600, "h"),
-        (3600, "h", 60, "min"),
-        (60, "min", 1, "s"),
-    ):
-        if whole >= unit_s:
-            return f"{whole // unit_s} {unit} {whole % unit_s // below_s} {below}"
-    return f"{whole} s"
-
-
-def seconds(time_s: float) -> str:
-    """A short time with three digits or fewer."""
-    if time_s >= 100:
-        return f"{time_s:.0f} s"
-    if time_s >= 1:
-        return f"{time_s:.2f} s"
-    milliseconds = time_s * 1000
-    return f"{milliseconds:.{0 if milliseconds >= 10 else 1}f} ms"
+    if not shown.modules:
+        parts.append(", ".join(_compact_kyutai(shown)))
+    return " | ".join(parts)
 
 
 def _server(scrape: Scrape, width: int, marks: charts.Marks) -> Iterator[Text]:
@@ -164,12 +130,12 @@ def _server(scrape: Scrape, width: int, marks: charts.Marks) -> Iterator[Text]:
 
 def _span(scrape: Scrape) -> str:
     if scrape.interval_s is None:
-        return "since the server's start"
+        return "since the server's start:"
     if scrape.restarted:
-        return "the server was restarted since the previous scrape; since its start"
+        return "the server was started anew since the previous scrape; since then:"
     return (
-        f"steps, audio, words and traffic of the last {scrape.interval_s:.1f} s, since the "
-        "previous scrape"
+        f"of the {scrape.interval_s:.1f} s since the previous scrape; sessions and refusals since "
+        "the start:"
     )
 
 
@@ -286,9 +252,10 @@ def _steps(module: ModuleMetrics, interval_s: float | None) -> Iterator[Text]:
     steps = module.steps
     if steps is None:
         return
-    yield Text(_amount(steps.count, interval_s) or _UNKNOWN)
-    yield _quantile(steps, 0.5)
-    yield _quantile(steps, 0.99)
+    yield Text(amount(steps.count, interval_s))
+    if steps.count:
+        yield Text(quantile(steps, 0.5))
+        yield Text(quantile(steps, 0.99))
     yield _deadline_misses(module)
 
 
@@ -303,7 +270,7 @@ def _deadline_misses(module: ModuleMetrics) -> Text:
 
 def _audio(module: ModuleMetrics, interval_s: float | None) -> Iterator[Text]:
     if module.frames is not None:
-        frames = _amount(module.frames, interval_s, "frames")
+        frames = amount(module.frames, interval_s, "frames")
         spoken_s = module.frames * FRAME_S
         if interval_s is None:
             yield Text(f"{frames} = {duration(spoken_s)}")
@@ -318,11 +285,11 @@ def _audio(module: ModuleMetrics, interval_s: float | None) -> Iterator[Text]:
 
 def _words(module: ModuleMetrics, interval_s: float | None) -> Iterator[Text]:
     if module.words is not None:
-        yield Text(_amount(module.words, interval_s))
+        yield Text(amount(module.words, interval_s))
     latency = module.word_latency
-    if latency is not None:
-        yield _quantile(latency, 0.5, "latency ")
-        yield _quantile(latency, 0.95)
+    if latency is not None and latency.count:
+        yield Text(quantile(latency, 0.5, "latency "))
+        yield Text(quantile(latency, 0.95))
 
 
 def _traffic(module: ModuleMetrics, interval_s: float | None) -> Iterator[Text]:
@@ -338,12 +305,12 @@ def _sessions(module: ModuleMetrics) -> Iterator[tuple[str, Iterable[Text]]]:
     for kind in dict.fromkeys((*module.sessions, *module.sessions_ended)):
         began = module.sessions.get(kind)
         ends = [
-            Text(f"{count(n)} {_spelled(end)}")
+            Text(f"{count(n)} {spelled(end)}")
             for end, n in sorted(module.sessions_ended.get(kind, {}).items(), key=lambda e: -e[1])
             if n
         ]
         if began or ends:
-            yield f"{_spelled(kind)}s", [Text(_UNKNOWN if began is None else count(began)), *ends]
+            yield f"{spelled(kind)}s", [Text(_UNKNOWN if began is None else count(began)), *ends]
     if module.sessions and not any(module.sessions.values()):
         yield "sessions", [Text("none yet", "dim")]
 
@@ -353,22 +320,26 @@ def _refusals(refusals: Counts) -> Iterator[Text]:
         yield Text("none", "dim")
     for reason, number in refusals.items():
         if number:
-            yield Text(f"{count(number)} {_spelled(reason)}", _WARN)
+            yield Text(f"{count(number)} {spelled(reason)}", _WARN)
 
 
 def _chart(steps: Histogram, width: int, marks: charts.Marks) -> Iterator[Text]:
     margin = " " * _MARGIN
-    title = f"{margin}steps by duration, up to so many ms; {marks.line} is real time"
-    yield Text(title if steps.count else f"{margin}no steps", "dim")
+    title = f"steps by duration, each column up to so many ms; {marks.line} is real time"
+    yield Text(margin + (title if steps.count else "no steps"), "dim")
     for line in charts.histogram(
         steps,
         width=width - _MARGIN,
         height=_CHART_HEIGHT,
         marks=marks,
         line_at=FRAME_S,
-        unit_scale=1000,
+        label=_bound,
     ):
         yield Text.assemble(margin, line, no_wrap=True, overflow="ellipsis")
+
+
+def _bound(bound_s: float) -> str:
+    return f"{bound_s:g}s" if bound_s >= 1 else f"{bound_s * 1000:.4g}"
 
 
 def _kyutai(scrape: Scrape, width: int, marks: charts.Marks) -> Iterator[Text]:
@@ -381,8 +352,8 @@ def _kyutai(scrape: Scrape, width: int, marks: charts.Marks) -> Iterator[Text]:
     if kyutai.open_channels is not None:
         yield from _row("channels", [Text(f"{count(kyutai.open_channels)} in use")], width)
     if kyutai.connections is not None:
-        amount = _amount(kyutai.connections, scrape.interval_s)
-        yield from _row("connected", [Text(amount)], width)
+        connections = amount(kyutai.connections, scrape.interval_s)
+        yield from _row("connected", [Text(connections)], width)
     if kyutai.session_steps is not None:
         sessions = kyutai.session_steps
         parts = [Text(count(sessions.count))]
@@ -390,23 +361,24 @@ def _kyutai(scrape: Scrape, width: int, marks: charts.Marks) -> Iterator[Text]:
             parts.append(Text(f"of {duration(sessions.mean * FRAME_S)} on average"))
         yield from _row("sessions", parts, width)
     if kyutai.steps is not None:
-        parts = [Text(_amount(kyutai.steps.count, scrape.interval_s))]
-        parts += [_quantile(kyutai.steps, 0.5), _quantile(kyutai.steps, 0.99)]
+        parts = [Text(amount(kyutai.steps.count, scrape.interval_s))]
+        parts += [Text(quantile(kyutai.steps, 0.5)), Text(quantile(kyutai.steps, 0.99))]
         yield from _row("steps", parts, width)
         yield from _chart(kyutai.steps, width, marks)
 
 
 def _compact_module(module: ModuleMetrics, interval_s: float | None) -> Iterator[str]:
-    yield one_line(module.name)
-    if module.lanes is not None and module.lanes_used is not None:
-        yield f"{count(module.lanes_used)}/{count(module.lanes)} lanes"
-    if module.steps is not None:
-        yield f"steps {_quantile(module.steps, 0.5).plain} {_quantile(module.steps, 0.99).plain}"
+    name = one_line(module.name)
+    if module.lanes is None or module.lanes_used is None:
+        yield name
+    else:
+        yield f"{name} {count(module.lanes_used)}/{count(module.lanes)} lanes"
+    yield _compact_steps(module.steps)
     yield _deadline_misses(module).plain
     if module.frames is not None:
-        yield _amount(module.frames, interval_s, "frames")
+        yield amount(module.frames, interval_s, "frames")
     if module.words is not None:
-        yield _amount(module.words, interval_s, "words")
+        yield amount(module.words, interval_s, "words")
     if module.lag_s is not None:
         yield f"lag {module.lag_s:.2f} s"
     yield from (trouble.plain for trouble in _troubles(module))
@@ -416,8 +388,15 @@ def _compact_kyutai(metrics: ServerMetrics) -> Iterator[str]:
     kyutai = metrics.kyutai
     if kyutai.open_channels is not None:
         yield f"{count(kyutai.open_channels)} channels in use"
-    if kyutai.steps is not None:
-        yield f"steps {_quantile(kyutai.steps, 0.5).plain} {_quantile(kyutai.steps, 0.99).plain}"
+    yield _compact_steps(kyutai.steps)
+
+
+def _compact_steps(steps: Histogram | None) -> str:
+    if steps is None:
+        return "steps unknown"
+    if not steps.count:
+        return "no steps"
+    return f"steps {quantile(steps, 0.5)} {quantile(steps, 0.99)}"
 
 
 def _row(label: str, items: Sequence[Text], width: int) -> Iterator[Text]:
@@ -442,37 +421,3 @@ def flow(items: Iterable[Text], width: int, indent: int) -> list[Text]:
         margin = Text(" " * indent if lines else "")
         lines.append(margin.append_text(item))
     return lines
-
-
-def _quantile(values: Histogram, q: float, name: str = "") -> Text:
-    value = values.quantile(q)
-    if value is None:
-        return Text(f"{name}p{q * 100:.0f} {_UNKNOWN}")
-    beyond = ">" if value == values.largest_bound else ""
-    return Text(f"{name}p{q * 100:.0f} {beyond}{seconds(value)}")
-
-
-def _amount(number: float, interval_s: float | None, unit: str = "") -> str:
-    said = f" {unit}" if unit else ""
-    if interval_s is None:
-        return f"{count(number)}{said}"
-    return f"{number / interval_s:,.1f}{said}/s"
-
-
-def count(number: float) -> str:
-    """A number of things."""
-    return f"{number:,.0f}"
-
-
-def percent(share: float) -> str:
-    """A share with as many digits as are worth reading; one that is not 0 never looks like it."""
-    value = share * 100
-    if value >= 10 or value == 0:
-        return f"{value:.0f} %"
-    if value < 0.01:
-        return "< 0.01 %"
-    return f"{value:.2g} %"
-
-
-def _spelled(name: str) -> str:
-    return one_line(name).replace("_", " ")

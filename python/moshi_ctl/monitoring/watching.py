@@ -18,7 +18,8 @@ from moshi_ctl.errors import ClientError
 from moshi_ctl.monitoring import documents, scrapes
 from moshi_ctl.monitoring.fetching import UnreachableError
 from moshi_ctl.monitoring.scrapes import Outage, Scrape
-from moshi_ctl.monitoring.view import View, compact_line, describe_outage
+from moshi_ctl.monitoring.view import View, compact_line
+from moshi_ctl.monitoring.wording import describe_outage
 
 DEFAULT_EVERY_S: Final = 2.0
 LEAST_EVERY_S: Final = 0.1
