@@ -146,7 +146,7 @@ def test_what_the_interval_shows() -> None:
     assert shown["steps"] == "12.5/s   p50 55 ms   p99 60 ms   over 80 ms: 0 (0 %)"
     assert shown["audio"].startswith("37.5 frames/s = 3.0 live streams")
     assert shown["words"] == "2.5/s   latency p50 1.12 s   p95 1.24 s"
-    assert shown["traffic"] == "1.00 MB/s received   0.00 kB/s sent"
+    assert shown["traffic"] == "1.00 MB/s received   0 B/s sent"
     # Those are since the start.
     assert shown["streams"] == "131   110 completed   3 lost"
 
@@ -331,7 +331,7 @@ def test_the_command_prints_once(command: Command) -> None:
     [
         (Reply("", status=404), "there are no metrics (HTTP 404)", "check host and port"),
         (Reply("<p>Hello</p>\n"), "what answers there are no metrics", "check host and port"),
-        (Reply("go_threads 9\n"), "none of a server of speech models", "check host and port"),
+        (Reply("go_threads 9\n"), "neither moshi-ctl's nor Kyutai's", "check host and port"),
     ],
 )
 def test_other_servers_are_refused_with_a_hint(

@@ -157,7 +157,7 @@ CapabilityOption = Annotated[
 ServerArgument = Annotated[
     str,
     typer.Argument(
-        metavar="[URL]", help="The server: its address, host:port, or that of any of its routes."
+        metavar="URL", help="The server: its address, host:port, or that of any of its routes."
     ),
 ]
 

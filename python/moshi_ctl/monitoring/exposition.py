@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from moshi_ctl.monitoring.histograms import Histogram
+from moshi_ctl.report import one_line
 
 # A line of a server's is a tenth of that. The parser takes time by the square of a line's length.
 MAX_LINE_CHARS: Final = 8192
@@ -109,5 +110,6 @@ def _number(value: str | float) -> float:
 
 
 def _brief(text: str) -> str:
+    """What the parser complains of, which holds what the server said."""
     most = 100
-    return text if len(text) <= most else f"{text[:most]}..."
+    return one_line(text if len(text) <= most else f"{text[:most]}...")

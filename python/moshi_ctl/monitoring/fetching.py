@@ -212,7 +212,9 @@ def _explained(url: str, error: Exception, timeout_s: float) -> ClientError:
             )
         case http.client.RemoteDisconnected() | http.client.IncompleteRead() | ConnectionError():
             return UnreachableError(
-                url, "the connection broke off", hint="see whether the server still runs"
+                url,
+                "the connection broke off",
+                hint="see whether the server still runs; try https:// if it is behind TLS",
             )
         case http.client.HTTPException():
             return ClientError(

@@ -118,7 +118,7 @@ def scrape(
         ) from error
     if not server_metrics.is_from_a_known_server(exposed):
         raise ClientError(
-            f"{answer.place}: these are metrics, but none of a server of speech models",
+            f"{answer.place}: these are metrics, but neither moshi-ctl's nor Kyutai's",
             hint=_NOT_OURS_HINT,
         )
     metrics = server_metrics.read(exposed)

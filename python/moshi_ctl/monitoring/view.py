@@ -296,8 +296,8 @@ def _traffic(module: ModuleMetrics, interval_s: float | None) -> Iterator[Text]:
     for name, number in (("received", module.received_bytes), ("sent", module.sent_bytes)):
         if number is None:
             continue
-        rate = size(int(number / interval_s)) + "/s" if interval_s else size(int(number))
-        yield Text(f"{rate} {name}")
+        said = size(int(number / (interval_s or 1))) if number else "0 B"
+        yield Text(f"{said}{'/s' if interval_s else ''} {name}")
 
 
 def _sessions(module: ModuleMetrics) -> Iterator[tuple[str, Iterable[Text]]]:

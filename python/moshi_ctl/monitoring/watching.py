@@ -91,7 +91,7 @@ class _Screen(Protocol):
 def _screen(console: Console, *, as_json: bool) -> Iterator[_Screen]:
     if as_json:
         yield _Json()
-    elif not console.is_terminal:
+    elif not console.is_terminal or console.is_dumb_terminal:
         yield _Lines()
     else:
         with Live(console=console, auto_refresh=False) as live:
