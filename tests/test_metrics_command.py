@@ -484,6 +484,8 @@ def test_it_agrees_with_what_a_client_counted(server: Worker, command: Command) 
     words, during = asyncio.run(asyncio.wait_for(talk(frames), 60))
     after = when_nobody_talks()
     assert words > 0
+    # The server says everything that is asked of it here.
+    assert [key for key, value in after.items() if value in (None, {})] == []
     assert (during["lanes_used"], during["lanes"]) == (1, 4)
     assert after["frames_total"] - before["frames_total"] == frames
     assert after["words_total"] - before["words_total"] == words

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moshi_ctl import _native
 from moshi_ctl.errors import ClientError, UsageError
 from moshi_ctl.monitoring import exposition, fetching, scrapes, server_metrics
 from moshi_ctl.monitoring.exposition import ExpositionError
@@ -202,6 +204,20 @@ def test_a_whole_server_is_read() -> None:
     assert read_server.gpus[0].name == "NVIDIA L4"
     assert read_server.gpus[0].utilization_ratio == 0.43
     assert read_server.kyutai.connections == 7
+
+
+def test_what_is_read_here_is_what_the_server_says_it_measures() -> None:
+    """Metrics and labels of the text that these tests are about, against the server's own list."""
+    ended = {("stream", "completed"): 1}
+    text = expositions.server(Module(ended=ended)) + expositions.gpu()
+    read_here: dict[str, set[str]] = {}
+    for name, samples in exposition.parse(text).samples.items():
+        plain = re.sub(r"_(bucket|sum|count)$", "", name)
+        plain = plain.removesuffix("_total") if plain == "asr_connect_total" else plain
+        labels = {label for labelled in samples for label, _ in labelled}
+        read_here.setdefault(plain, set()).update(labels - {"le", "handler"})
+    measured = {each["name"]: set(each["labels"]) - {"handler"} for each in _native.metrics_table()}
+    assert read_here == measured
 
 
 def test_kyutais_counters_are_found_whatever_their_labels() -> None:

@@ -270,8 +270,7 @@ def test_a_worker_that_warms_nothing_up_says_so(
     demo_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-    off = configs.demo(tmp_path, ("[modules.asr]", "[warmup]\nenabled = false\n\n[modules.asr]"))
-    with worker(off, cwd=tmp_path, env=env) as started:
+    with worker("demo", "--no-warmup", cwd=tmp_path, env=env) as started:
         said = command("warmup", started.http, *WAIT)
     assert (said.code, said.out, said.err) == (0, "asr: skipped (warm-up is off)\n", "")
 
