@@ -17,6 +17,7 @@ mod ogg;
 mod ogg_opus;
 mod port;
 mod post;
+mod process;
 mod protocol;
 mod resample;
 mod routes;

@@ -39,8 +39,9 @@ pub fn metrics_of_steps(lanes: usize, steps: usize) -> Vec<Duration> {
             module.received(AUDIO_BYTES);
             arrivals.note(frames, Instant::now());
             if (step + lane).is_multiple_of(STEPS_PER_WORD) {
-                let start = arrivals.of(frames.saturating_sub(WORD_FRAMES));
-                black_box(arrivals.is_live(frames - 1));
+                let start = frames.saturating_sub(WORD_FRAMES);
+                black_box(arrivals.of_live(start, frames - 1));
+                let start = arrivals.of(start);
                 module.word(start.map(|start| start.elapsed()));
             }
             module.sent(STEP_BYTES);

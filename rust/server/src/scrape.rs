@@ -1,38 +1,53 @@
-//! What `/metrics` answers: what was counted, and gauges that are looked up just then.
+//! What `/metrics` answers: what was counted, and what is looked up just then.
 
 use moshi_ctl_core::Precision;
-use prometheus::IntCounter;
 
 use crate::app::{App, Module};
+use crate::build_info::build_info;
 use crate::logging;
-use crate::metrics::{ALL_HANDLERS, Gauges};
+use crate::metrics::catalogue::{self, Metric};
+use crate::metrics::{ALL_HANDLERS, LookedUp};
+use crate::process;
 
 /// Content type and body.
 pub(crate) fn render(app: &App) -> Result<(String, Vec<u8>), prometheus::Error> {
-    app.metrics.render(|gauges| {
-        let ready = if app.unready().is_empty() { 1.0 } else { 0.0 };
-        gauges.ready.with_label_values::<&str>(&[]).set(ready);
-        let used: usize = app.modules.iter().map(|module| look_at(module, gauges)).sum();
-        gauges.open_channels.with_label_values(ALL_HANDLERS).set(used as f64);
-        look_at_cards(app, gauges);
-        look_at_the_log(gauges);
+    app.metrics.render(|metrics| {
+        look_at_the_server(app, metrics);
+        for module in &app.modules {
+            look_at_a_module(module, metrics);
+        }
+        look_at_the_process(metrics);
+        look_at_the_cards(app, metrics);
     })
 }
 
-/// Sets the gauges of a module; gives how many of its lanes are in use.
-fn look_at(module: &Module, gauges: &Gauges) -> usize {
+fn look_at_the_server(app: &App, metrics: &LookedUp) {
+    let ready = if app.unready().is_empty() { 1.0 } else { 0.0 };
+    metrics.set(catalogue::READY, &[], ready);
+    let used: usize = app.modules.iter().map(|module| module.lanes.used()).sum();
+    metrics.set(catalogue::ASR_OPEN_CHANNELS, ALL_HANDLERS, used as f64);
+    let info = build_info();
+    let built = ["version", "git_hash", "rustc_version", "cargo_target_triple"]
+        .map(|fact| info[fact].as_str().unwrap_or_default());
+    metrics.set(catalogue::BUILD_INFO, &built, 1.0);
+    for (level, count) in logging::messages() {
+        metrics.set(catalogue::LOG_MESSAGES, &[level], count as f64);
+    }
+    metrics.set(catalogue::LOG_LINES_DROPPED, &[], logging::dropped_lines() as f64);
+}
+
+fn look_at_a_module(module: &Module, metrics: &LookedUp) {
     let standing = module.lanes.standing();
     let running = module.metrics().step_running().unwrap_or_default();
-    let label = &[module.name.as_str()];
-    for (gauge, value) in [
-        (&gauges.lanes, standing.offered as f64),
-        (&gauges.lanes_used, standing.used as f64),
-        (&gauges.model_loop_alive, f64::from(u8::from(standing.alive))),
-        (&gauges.step_running, running.as_secs_f64()),
-        (&gauges.lag, standing.lag.as_secs_f64()),
-        (&gauges.backlog, standing.backlog_s),
+    for (metric, value) in [
+        (catalogue::LANES, standing.offered as f64),
+        (catalogue::LANES_USED, standing.used as f64),
+        (catalogue::MODEL_LOOP_ALIVE, f64::from(u8::from(standing.alive))),
+        (catalogue::STEP_RUNNING, running.as_secs_f64()),
+        (catalogue::LAG, standing.lag.as_secs_f64()),
+        (catalogue::BACKLOG, standing.backlog_s),
     ] {
-        gauge.with_label_values(label).set(value);
+        metrics.set(metric, &[&module.name], value);
     }
     let asr = module.config.asr();
     let device = asr.device.map_or_else(|| "auto".into(), |device| device.to_string());
@@ -46,33 +61,35 @@ fn look_at(module: &Module, gauges: &Gauges) -> usize {
         precision(asr.kv_precision),
         &standing.offered.to_string(),
     ];
-    gauges.module_info.with_label_values(&info).set(1.0);
-    standing.used
+    metrics.set(catalogue::MODULE_INFO, &info, 1.0);
 }
 
-fn look_at_the_log(gauges: &Gauges) {
-    for (level, count) in logging::messages() {
-        set(&gauges.log_messages.with_label_values(&[level]), count);
+fn look_at_the_process(metrics: &LookedUp) {
+    let Some(process) = process::standing() else { return };
+    for (metric, value) in [
+        (catalogue::PROCESS_CPU, process.cpu_s),
+        (catalogue::PROCESS_RESIDENT, process.resident_bytes as f64),
+        (catalogue::PROCESS_VIRTUAL, process.virtual_bytes as f64),
+        (catalogue::PROCESS_OPEN_FDS, process.open_fds as f64),
+        (catalogue::PROCESS_MAX_FDS, process.max_fds.map_or(f64::INFINITY, |most| most as f64)),
+        (catalogue::PROCESS_THREADS, process.threads as f64),
+        (catalogue::PROCESS_START, process.started_s),
+    ] {
+        metrics.set(metric, &[], value);
     }
-    set(&gauges.log_lines_dropped.with_label_values::<&str>(&[]), logging::dropped_lines());
 }
 
-/// Makes a counter say what was counted elsewhere.
-fn set(counter: &IntCounter, count: u64) {
-    counter.inc_by(count.saturating_sub(counter.get()));
-}
-
-fn look_at_cards(app: &App, gauges: &Gauges) {
-    let all = [
-        &gauges.gpu_memory_used,
-        &gauges.gpu_memory_total,
-        &gauges.gpu_utilization,
-        &gauges.gpu_power,
-        &gauges.gpu_temperature,
+fn look_at_the_cards(app: &App, metrics: &LookedUp) {
+    const OF_A_CARD: [Metric; 5] = [
+        catalogue::GPU_MEMORY_USED,
+        catalogue::GPU_MEMORY_TOTAL,
+        catalogue::GPU_UTILIZATION,
+        catalogue::GPU_POWER,
+        catalogue::GPU_TEMPERATURE,
     ];
-    for gauge in all {
+    for metric in OF_A_CARD {
         // A card may be gone since the last scrape.
-        gauge.reset();
+        metrics.forget(metric);
     }
     for card in app.gpus.readings() {
         let values = [
@@ -82,9 +99,9 @@ fn look_at_cards(app: &App, gauges: &Gauges) {
             card.power_watts,
             card.temperature_celsius,
         ];
-        for (gauge, value) in all.into_iter().zip(values) {
+        for (metric, value) in OF_A_CARD.into_iter().zip(values) {
             if let Some(value) = value {
-                gauge.with_label_values(&[&card.device, &card.name, &card.uuid]).set(value);
+                metrics.set(metric, &[&card.device, &card.name, &card.uuid], value);
             }
         }
     }

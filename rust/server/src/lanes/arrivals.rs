@@ -47,19 +47,26 @@ impl Arrivals {
         self.frames.get(index).copied()
     }
 
-    /// Whether `frame` arrived when somebody can have spoken it, and not well before, as from a
-    /// file.
-    pub(crate) fn is_live(&self, frame: u64) -> bool {
-        let (Some(begun), Some(arrival)) = (self.begun, self.of(frame)) else { return false };
-        let spoken = FRAME_DURATION * u32::try_from(frame).unwrap_or(u32::MAX);
-        arrival + AHEAD >= begun + spoken
+    /// When `frame` arrived, if what came from there to `last` came as somebody speaks: no more than
+    /// twice as fast, and not well before it can have been spoken. Otherwise it is from a file.
+    pub(crate) fn of_live(&self, frame: u64, last: u64) -> Option<Instant> {
+        let (arrival, arrival_of_last) = (self.of(frame)?, self.of(last)?);
+        let took = arrival_of_last.duration_since(arrival);
+        let as_spoken = 2 * took >= spoken(last.saturating_sub(frame))
+            && arrival_of_last + AHEAD >= self.begun? + spoken(last);
+        as_spoken.then_some(arrival)
     }
 
     /// Frames that somebody who began to speak with the stream's first sample has spoken by now.
     pub(crate) fn due(&self, now: Instant) -> u64 {
-        let spoken = self.begun.map_or(Duration::ZERO, |begun| now.duration_since(begun));
-        (spoken.as_nanos() / FRAME_DURATION.as_nanos()) as u64
+        let since = self.begun.map_or(Duration::ZERO, |begun| now.duration_since(begun));
+        (since.as_nanos() / FRAME_DURATION.as_nanos()) as u64
     }
+}
+
+/// How long it takes to speak so many frames.
+fn spoken(frames: u64) -> Duration {
+    FRAME_DURATION * u32::try_from(frames).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -73,20 +80,34 @@ mod tests {
         for frame in 0..10 {
             arrivals.note(frame + 1, start + FRAME_DURATION * frame as u32);
         }
-        assert_eq!(arrivals.of(7), Some(start + FRAME_DURATION * 7));
-        assert!(arrivals.is_live(7));
-        assert_eq!(arrivals.of(10), None);
+        assert_eq!(arrivals.of_live(7, 9), Some(start + FRAME_DURATION * 7));
+        assert_eq!(arrivals.of_live(7, 7), Some(start + FRAME_DURATION * 7));
+        assert_eq!(arrivals.of_live(7, 10), None);
     }
 
     #[test]
-    fn a_file_is_known_to_be_one_after_its_first_second() {
-        let now = Instant::now();
-        let mut arrivals = Arrivals::default();
-        arrivals.note(100, now);
-        assert_eq!(arrivals.of(99), Some(now));
-        assert!(arrivals.is_live(12));
-        assert!(!arrivals.is_live(13));
-        assert!(!arrivals.is_live(99));
+    fn what_comes_faster_than_it_is_spoken_is_not_live() {
+        let start = Instant::now();
+        let mut all_at_once = Arrivals::default();
+        all_at_once.note(100, start);
+        assert_eq!(all_at_once.of(99), Some(start));
+        assert_eq!(all_at_once.of_live(1, 7), None);
+        assert_eq!(all_at_once.of_live(93, 99), None);
+
+        // Slow enough at the moment, but seconds ahead.
+        let mut held_up = Arrivals::default();
+        held_up.note(50, start);
+        for frame in 50..60 {
+            held_up.note(frame + 1, start + FRAME_DURATION * (frame as u32 - 49));
+        }
+        assert_eq!(held_up.of_live(51, 59), None);
+
+        // Held up by a network, then caught up with.
+        let mut bursts = Arrivals::default();
+        for frame in 0..10 {
+            bursts.note(frame + 1, start + FRAME_DURATION * (frame as u32 / 5 * 5));
+        }
+        assert_eq!(bursts.of_live(3, 9), Some(start));
     }
 
     #[test]
@@ -96,8 +117,7 @@ mod tests {
         arrivals.note(1, start);
         let after_a_pause = start + Duration::from_secs(60);
         arrivals.note(2, after_a_pause);
-        assert_eq!(arrivals.of(1), Some(after_a_pause));
-        assert!(arrivals.is_live(1));
+        assert_eq!(arrivals.of_live(1, 1), Some(after_a_pause));
     }
 
     #[test]

@@ -220,8 +220,7 @@ impl Lane {
     fn latency(&self, start_frame: u64) -> Option<Duration> {
         let arrivals = &self.streams.front()?.arrivals;
         let processed_last = self.transcript.steps().checked_sub(1)?;
-        let arrival = arrivals.of(start_frame)?;
-        arrivals.is_live(processed_last).then(|| arrival.elapsed())
+        arrivals.of_live(start_frame, processed_last).map(|arrival| arrival.elapsed())
     }
 
     /// Audio of the stream being processed that has arrived, and that would have been spoken by

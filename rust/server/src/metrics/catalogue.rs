@@ -3,11 +3,21 @@
 
 /// One metric, in Prometheus's terms.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Metric {
+pub(crate) struct Metric {
     pub(super) name: &'static str,
     pub(super) kind: Kind,
+    pub(super) source: Source,
     pub(super) labels: &'static [&'static str],
     pub(super) help: &'static str,
+}
+
+/// Where the numbers of a metric come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// They are written when something happens.
+    Counted,
+    /// They are looked up when somebody asks.
+    LookedUp,
 }
 
 /// What sort of numbers a metric has.
@@ -34,11 +44,11 @@ const fn counter(
     labels: &'static [&'static str],
     help: &'static str,
 ) -> Metric {
-    Metric { name, kind: Kind::Counter, labels, help }
+    Metric { name, kind: Kind::Counter, source: Source::Counted, labels, help }
 }
 
 const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str) -> Metric {
-    Metric { name, kind: Kind::Gauge, labels, help }
+    Metric { name, kind: Kind::Gauge, source: Source::LookedUp, labels, help }
 }
 
 const fn histogram(
@@ -47,7 +57,12 @@ const fn histogram(
     buckets: &'static [f64],
     help: &'static str,
 ) -> Metric {
-    Metric { name, kind: Kind::Histogram(buckets), labels, help }
+    Metric { name, kind: Kind::Histogram(buckets), source: Source::Counted, labels, help }
+}
+
+/// The same metric, counted by somebody else.
+const fn looked_up(metric: Metric) -> Metric {
+    Metric { source: Source::LookedUp, ..metric }
 }
 
 const HANDLER: &[&str] = &["handler"];
@@ -70,61 +85,61 @@ const WARMUP_S: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1., 2.5, 5., 10., 30., 60., 120
 
 // Those that dashboards in the field ask Kyutai's server for.
 
-pub(super) const ASR_CONNECT: Metric =
+pub(crate) const ASR_CONNECT: Metric =
     counter("asr_connect", HANDLER, "WebSocket connections with a valid key.");
-pub(super) const ASR_MODEL_STEP_DURATION: Metric = histogram(
+pub(crate) const ASR_MODEL_STEP_DURATION: Metric = histogram(
     "asr_model_step_duration",
     &[],
     KYUTAI_STEP_S,
     "Duration of a step of any module, in seconds.",
 );
-pub(super) const ASR_CONNECTION_NUM_STEPS: Metric =
+pub(crate) const ASR_CONNECTION_NUM_STEPS: Metric =
     histogram("asr_connection_num_steps", &[], KYUTAI_STEPS, "Steps per session.");
-pub(super) const ASR_OPEN_CHANNELS: Metric =
+pub(crate) const ASR_OPEN_CHANNELS: Metric =
     gauge("asr_open_channels", HANDLER, "Lanes in use, over all modules.");
 
 // The start.
 
-pub(super) const WARMUP_DURATION: Metric = histogram(
+pub(crate) const WARMUP_DURATION: Metric = histogram(
     "warmup_duration_seconds",
     MODULE,
     WARMUP_S,
     "Duration of the warm-up, whether it succeeded or failed.",
 );
-pub(super) const WARMUP_SUCCESS: Metric =
+pub(crate) const WARMUP_SUCCESS: Metric =
     counter("warmup_success_total", MODULE, "Warm-ups that succeeded.");
-pub(super) const WARMUP_FAILURE: Metric = counter(
+pub(crate) const WARMUP_FAILURE: Metric = counter(
     "warmup_failure_total",
     MODULE,
     "Warm-ups that failed. One ends the start before the port opens, so a server that is scraped \
      says 0.",
 );
-pub(super) const WARMUP_SKIPPED: Metric =
+pub(crate) const WARMUP_SKIPPED: Metric =
     counter("warmup_skipped_total", MODULE, "Warm-ups that were switched off.");
-pub(super) const BUILD_INFO: Metric = gauge(
+pub(crate) const BUILD_INFO: Metric = gauge(
     "moshi_build_info",
     &["version", "git_hash", "rustc_version", "target"],
     "1; the labels say what was built.",
 );
-pub(super) const MODULE_INFO: Metric = gauge(
+pub(crate) const MODULE_INFO: Metric = gauge(
     "moshi_module_info",
     &["module", "type", "path", "device", "precision", "kv_precision", "lanes"],
     "1; the labels say how the module is served.",
 );
-pub(super) const READY: Metric =
+pub(crate) const READY: Metric =
     gauge("moshi_ready", &[], "1 while new sessions are welcome (/health/ready), else 0.");
 
 // Capacity.
 
-pub(super) const LANES: Metric =
+pub(crate) const LANES: Metric =
     gauge("moshi_lanes", MODULE, "Lanes offered: sessions at the same time.");
-pub(super) const LANES_USED: Metric = gauge("moshi_lanes_used", MODULE, "Lanes with a session.");
-pub(super) const SESSIONS: Metric = counter(
+pub(crate) const LANES_USED: Metric = gauge("moshi_lanes_used", MODULE, "Lanes with a session.");
+pub(crate) const SESSIONS: Metric = counter(
     "moshi_sessions_total",
     &["module", "kind"],
     "Sessions that got a lane. kind: stream (WebSocket) or file (POST).",
 );
-pub(super) const SESSIONS_ENDED: Metric = counter(
+pub(crate) const SESSIONS_ENDED: Metric = counter(
     "moshi_sessions_ended_total",
     &["module", "kind", "end"],
     "Sessions that are over. end: completed (closed by the client; the file is done), lost (the \
@@ -132,52 +147,52 @@ pub(super) const SESSIONS_ENDED: Metric = counter(
      invalid (no message, no audio format, or too much of it), bad_audio (not finite), \
      model_failed, shutdown.",
 );
-pub(super) const REFUSALS: Metric = counter(
+pub(crate) const REFUSALS: Metric = counter(
     "moshi_refusals_total",
     &["module", "reason"],
     "Requests that got no lane. reason: unauthorized (no valid key), full (no free lane), \
      unavailable (the model is dead or the server ends), bad_request (no WebSocket handshake), \
      too_large (the body), bad_audio (no file that can be decoded).",
 );
-pub(super) const RECEIVED_BYTES: Metric = counter(
+pub(crate) const RECEIVED_BYTES: Metric = counter(
     "moshi_received_bytes_total",
     MODULE,
     "Payload received from clients: messages, bodies of files.",
 );
-pub(super) const SENT_BYTES: Metric =
+pub(crate) const SENT_BYTES: Metric =
     counter("moshi_sent_bytes_total", MODULE, "Payload sent to clients: messages, transcripts.");
 
 // Real time.
 
-pub(super) const MODEL_LOOP_ALIVE: Metric = gauge(
+pub(crate) const MODEL_LOOP_ALIVE: Metric = gauge(
     "moshi_model_loop_alive",
     MODULE,
     "1 while the model's thread serves; 0 once the model failed or the server ends.",
 );
-pub(super) const STEP_RUNNING: Metric = gauge(
+pub(crate) const STEP_RUNNING: Metric = gauge(
     "moshi_step_running_seconds",
     MODULE,
     "How long the step in progress has been running; 0 between steps.",
 );
-pub(super) const STEP_DURATION: Metric =
+pub(crate) const STEP_DURATION: Metric =
     histogram("moshi_step_duration_seconds", MODULE, STEP_S, "Duration of a step.");
-pub(super) const DEADLINE_MISSES: Metric = counter(
+pub(crate) const DEADLINE_MISSES: Metric = counter(
     "moshi_deadline_misses_total",
     MODULE,
     "Steps that took longer than the 80 ms a frame lasts.",
 );
-pub(super) const FRAMES: Metric =
+pub(crate) const FRAMES: Metric =
     counter("moshi_frames_total", MODULE, "Frames processed, over all lanes: 80 ms of audio each.");
-pub(super) const LAG: Metric = gauge(
+pub(crate) const LAG: Metric = gauge(
     "moshi_lag_seconds",
     MODULE,
     "Of the slowest lane: audio that arrived, and would have been spoken by now, but is not \
      processed. Audio sent faster than it is spoken does not count before its time.",
 );
-pub(super) const BACKLOG: Metric =
+pub(crate) const BACKLOG: Metric =
     gauge("moshi_backlog_seconds", MODULE, "Audio of all lanes that arrived and is not processed.");
-pub(super) const WORDS: Metric = counter("moshi_words_total", MODULE, "Words recognised.");
-pub(super) const WORD_LATENCY: Metric = histogram(
+pub(crate) const WORDS: Metric = counter("moshi_words_total", MODULE, "Words recognised.");
+pub(crate) const WORD_LATENCY: Metric = histogram(
     "moshi_word_latency_seconds",
     MODULE,
     WORD_LATENCY_S,
@@ -187,51 +202,53 @@ pub(super) const WORD_LATENCY: Metric = histogram(
 
 // The process's own log, and the cards.
 
-pub(super) const LOG_MESSAGES: Metric = counter(
+pub(crate) const LOG_MESSAGES: Metric = looked_up(counter(
     "moshi_log_messages_total",
     &["level"],
     "Messages logged by this server and its libraries. level: error, warn or info.",
-);
-pub(super) const LOG_LINES_DROPPED: Metric = counter(
+));
+pub(crate) const LOG_LINES_DROPPED: Metric = looked_up(counter(
     "moshi_log_lines_dropped_total",
     &[],
     "Lines that are not in the log file: the disk was full or read-only, or too slow.",
-);
-pub(super) const GPU_MEMORY_USED: Metric = gauge(
+));
+pub(crate) const GPU_MEMORY_USED: Metric = gauge(
     "moshi_gpu_memory_used_bytes",
     GPU,
     "Memory of the card that is taken, by anybody. Like all of moshi_gpu_*: absent without a \
      card, and where the driver does not tell.",
 );
-pub(super) const GPU_MEMORY_TOTAL: Metric =
+pub(crate) const GPU_MEMORY_TOTAL: Metric =
     gauge("moshi_gpu_memory_total_bytes", GPU, "Memory of the card.");
-pub(super) const GPU_UTILIZATION: Metric = gauge(
+pub(crate) const GPU_UTILIZATION: Metric = gauge(
     "moshi_gpu_utilization_ratio",
     GPU,
     "Share of the driver's last sampling period in which the card computed, for anybody.",
 );
-pub(super) const GPU_POWER: Metric = gauge("moshi_gpu_power_watts", GPU, "What the card draws.");
-pub(super) const GPU_TEMPERATURE: Metric =
+pub(crate) const GPU_POWER: Metric = gauge("moshi_gpu_power_watts", GPU, "What the card draws.");
+pub(crate) const GPU_TEMPERATURE: Metric =
     gauge("moshi_gpu_temperature_celsius", GPU, "The card's temperature.");
 
-/// Those that come from the `prometheus` crate, on Linux. What they mean is the same everywhere:
-/// <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>.
-pub(super) const OF_THE_PROCESS: [Metric; 7] = [
-    counter(
-        "process_cpu_seconds_total",
-        &[],
-        "User and system CPU time. Linux, like all of these.",
-    ),
-    gauge("process_resident_memory_bytes", &[], "Memory in use."),
-    gauge("process_virtual_memory_bytes", &[], "Address space in use."),
-    gauge("process_open_fds", &[], "Open file descriptors, sockets included."),
-    gauge("process_max_fds", &[], "How many may be open."),
-    gauge("process_threads", &[], "Threads."),
-    gauge("process_start_time_seconds", &[], "Start of the process, in seconds since 1970."),
-];
+// Those that every Prometheus client has.
 
-/// All but those of the process, in the order of the documentation.
-pub(super) const OURS: [Metric; 34] = [
+pub(crate) const PROCESS_CPU: Metric = looked_up(counter(
+    "process_cpu_seconds_total",
+    &[],
+    "User and system CPU time. Like all of process_*: on Linux.",
+));
+pub(crate) const PROCESS_RESIDENT: Metric =
+    gauge("process_resident_memory_bytes", &[], "Memory in use.");
+pub(crate) const PROCESS_VIRTUAL: Metric =
+    gauge("process_virtual_memory_bytes", &[], "Address space in use.");
+pub(crate) const PROCESS_OPEN_FDS: Metric =
+    gauge("process_open_fds", &[], "Open file descriptors, sockets included.");
+pub(crate) const PROCESS_MAX_FDS: Metric = gauge("process_max_fds", &[], "How many may be open.");
+pub(crate) const PROCESS_THREADS: Metric = gauge("process_threads", &[], "Threads.");
+pub(crate) const PROCESS_START: Metric =
+    gauge("process_start_time_seconds", &[], "Start of the process, in seconds since 1970.");
+
+/// All of them, in the order of the documentation.
+pub(super) const ALL: [Metric; 41] = [
     WARMUP_DURATION,
     WARMUP_SUCCESS,
     WARMUP_FAILURE,
@@ -266,4 +283,11 @@ pub(super) const OURS: [Metric; 34] = [
     ASR_MODEL_STEP_DURATION,
     ASR_CONNECTION_NUM_STEPS,
     ASR_OPEN_CHANNELS,
+    PROCESS_CPU,
+    PROCESS_RESIDENT,
+    PROCESS_VIRTUAL,
+    PROCESS_OPEN_FDS,
+    PROCESS_MAX_FDS,
+    PROCESS_THREADS,
+    PROCESS_START,
 ];

@@ -4,20 +4,21 @@
 //! Gauges are looked up when `/metrics` is asked for (in [`crate::scrape`]), and cost nothing
 //! until then.
 
-mod catalogue;
+pub(crate) mod catalogue;
 mod labels;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use moshi_ctl_core::units::FRAME_DURATION;
 use prometheus::{
-    Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts,
-    Registry, TextEncoder,
+    CounterVec, Encoder, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, Opts, Registry, TextEncoder,
 };
 use serde_json::{Value, json};
 
-use catalogue::{Kind, Metric};
+use catalogue::{Kind, Metric, Source};
 use labels::CounterBy;
 pub(crate) use labels::{Label, Refusal, SessionEnd, SessionKind};
 
@@ -26,8 +27,8 @@ pub(crate) const ALL_HANDLERS: &[&str] = &["all"];
 
 /// Every metric: `name`, `kind`, `labels` and `help`, in the order of the documentation.
 pub fn metrics_table() -> Value {
-    let metrics = catalogue::OURS.iter().chain(&catalogue::OF_THE_PROCESS);
-    metrics
+    catalogue::ALL
+        .iter()
         .map(|metric| {
             json!({
                 "name": metric.name,
@@ -44,7 +45,7 @@ pub fn metrics_table() -> Value {
 pub(crate) struct Metrics {
     registry: Registry,
     families: Families,
-    gauges: Mutex<Gauges>,
+    looked_up: Mutex<LookedUp>,
     /// WebSocket connections with a valid key.
     pub(crate) connect: IntCounter,
 }
@@ -70,25 +71,30 @@ struct Families {
     asr_num_steps: Histogram,
 }
 
-/// What is looked up for each scrape.
-#[derive(Debug)]
-pub(crate) struct Gauges {
-    pub(crate) ready: GaugeVec,
-    pub(crate) module_info: GaugeVec,
-    pub(crate) lanes: GaugeVec,
-    pub(crate) lanes_used: GaugeVec,
-    pub(crate) model_loop_alive: GaugeVec,
-    pub(crate) step_running: GaugeVec,
-    pub(crate) lag: GaugeVec,
-    pub(crate) backlog: GaugeVec,
-    pub(crate) open_channels: GaugeVec,
-    pub(crate) log_messages: IntCounterVec,
-    pub(crate) log_lines_dropped: IntCounterVec,
-    pub(crate) gpu_memory_used: GaugeVec,
-    pub(crate) gpu_memory_total: GaugeVec,
-    pub(crate) gpu_utilization: GaugeVec,
-    pub(crate) gpu_power: GaugeVec,
-    pub(crate) gpu_temperature: GaugeVec,
+/// What is looked up for each scrape, by name.
+#[derive(Debug, Default)]
+pub(crate) struct LookedUp {
+    gauges: BTreeMap<&'static str, GaugeVec>,
+    counters: BTreeMap<&'static str, CounterVec>,
+}
+
+impl LookedUp {
+    /// Says what is so now, or how often something happened so far.
+    pub(crate) fn set(&self, metric: Metric, labels: &[&str], value: f64) {
+        if let Some(gauge) = self.gauges.get(metric.name) {
+            gauge.with_label_values(labels).set(value);
+        } else if let Some(counter) = self.counters.get(metric.name) {
+            let counter = counter.with_label_values(labels);
+            counter.inc_by((value - counter.get()).max(0.0));
+        }
+    }
+
+    /// Forgets what was said of a gauge.
+    pub(crate) fn forget(&self, metric: Metric) {
+        if let Some(gauge) = self.gauges.get(metric.name) {
+            gauge.reset();
+        }
+    }
 }
 
 impl Metrics {
@@ -117,38 +123,21 @@ impl Metrics {
                 .histograms(catalogue::ASR_CONNECTION_NUM_STEPS)?
                 .with_label_values::<&str>(&[]),
         };
-        let gauges = Gauges {
-            ready: new.gauges(catalogue::READY)?,
-            module_info: new.gauges(catalogue::MODULE_INFO)?,
-            lanes: new.gauges(catalogue::LANES)?,
-            lanes_used: new.gauges(catalogue::LANES_USED)?,
-            model_loop_alive: new.gauges(catalogue::MODEL_LOOP_ALIVE)?,
-            step_running: new.gauges(catalogue::STEP_RUNNING)?,
-            lag: new.gauges(catalogue::LAG)?,
-            backlog: new.gauges(catalogue::BACKLOG)?,
-            open_channels: new.gauges(catalogue::ASR_OPEN_CHANNELS)?,
-            log_messages: new.counters(catalogue::LOG_MESSAGES)?,
-            log_lines_dropped: new.counters(catalogue::LOG_LINES_DROPPED)?,
-            gpu_memory_used: new.gauges(catalogue::GPU_MEMORY_USED)?,
-            gpu_memory_total: new.gauges(catalogue::GPU_MEMORY_TOTAL)?,
-            gpu_utilization: new.gauges(catalogue::GPU_UTILIZATION)?,
-            gpu_power: new.gauges(catalogue::GPU_POWER)?,
-            gpu_temperature: new.gauges(catalogue::GPU_TEMPERATURE)?,
-        };
+        let mut looked_up = LookedUp::default();
+        for metric in catalogue::ALL.into_iter().filter(|it| it.source == Source::LookedUp) {
+            match metric.kind {
+                Kind::Counter => {
+                    let counters = CounterVec::new(options(metric), metric.labels)?;
+                    looked_up.counters.insert(metric.name, new.register(counters)?);
+                }
+                _ => {
+                    let gauges = GaugeVec::new(options(metric), metric.labels)?;
+                    looked_up.gauges.insert(metric.name, new.register(gauges)?);
+                }
+            }
+        }
         let connect = new.counters(catalogue::ASR_CONNECT)?.with_label_values(ALL_HANDLERS);
-        let info = crate::build_info::build_info();
-        let said = |key: &str| info[key].as_str().unwrap_or_default();
-        new.gauges(catalogue::BUILD_INFO)?
-            .with_label_values(&[
-                said("version"),
-                said("git_hash"),
-                said("rustc_version"),
-                said("cargo_target_triple"),
-            ])
-            .set(1.0);
-        #[cfg(target_os = "linux")]
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, families, gauges: Mutex::new(gauges), connect })
+        Ok(Self { registry, families, looked_up: Mutex::new(looked_up), connect })
     }
 
     /// The metrics of the module called `name`; all of its series exist from now on.
@@ -178,14 +167,14 @@ impl Metrics {
         }))
     }
 
-    /// Content type and body of `/metrics`, after `look` has set the gauges.
+    /// Content type and body of `/metrics`, after `look` has looked up what is looked up.
     pub(crate) fn render(
         &self,
-        look: impl FnOnce(&Gauges),
+        look: impl FnOnce(&LookedUp),
     ) -> Result<(String, Vec<u8>), prometheus::Error> {
         // Held to the end, so that two scrapes at once do not mix what they found.
-        let gauges = lock(&self.gauges);
-        look(&gauges);
+        let looked_up = lock(&self.looked_up);
+        look(&looked_up);
         let encoder = TextEncoder::new();
         let mut body = Vec::new();
         encoder.encode(&self.registry.gather(), &mut body)?;
@@ -312,11 +301,7 @@ struct Registrar<'a>(&'a Registry);
 
 impl Registrar<'_> {
     fn counters(&self, metric: Metric) -> Result<IntCounterVec, prometheus::Error> {
-        self.register(IntCounterVec::new(Opts::new(metric.name, metric.help), metric.labels)?)
-    }
-
-    fn gauges(&self, metric: Metric) -> Result<GaugeVec, prometheus::Error> {
-        self.register(GaugeVec::new(Opts::new(metric.name, metric.help), metric.labels)?)
+        self.register(IntCounterVec::new(options(metric), metric.labels)?)
     }
 
     fn histograms(&self, metric: Metric) -> Result<HistogramVec, prometheus::Error> {
@@ -334,6 +319,10 @@ impl Registrar<'_> {
         self.0.register(Box::new(collector.clone()))?;
         Ok(collector)
     }
+}
+
+fn options(metric: Metric) -> Opts {
+    Opts::new(metric.name, metric.help)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
