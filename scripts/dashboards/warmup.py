@@ -77,14 +77,11 @@ def warmup() -> Dashboard:
                     table_of(
                         "Modules",
                         "What each module runs on, and how many lanes it offers there.",
-                        {
-                            "lanes": f"{of_module('moshi_module_info')} * on (job, instance, "
-                            f"module) group_left () {of_module('moshi_lanes')}",
-                        },
-                        units={"lanes": "short"},
+                        {"": of_module("moshi_module_info")},
+                        units={},
                         columns=[
                             *("job", "instance", "module", "type", "path"),
-                            *("device", "precision", "kv_precision"),
+                            *("device", "precision", "kv_precision", "lanes"),
                         ],
                     ),
                     table_of(
