@@ -134,6 +134,9 @@ def heatmap_of(
         .reverse(False)
     )
     panel = panel.y_axis(heatmap.YAxisConfig().unit(unit))
+    panel = panel.scale_distribution(
+        common_builders.ScaleDistributionConfig().type(common.ScaleDistribution.LINEAR)
+    )
     # Nothing is drawn where no step fell.
     panel = panel.filter_values(heatmap.FilterValueRange().le(1e-9))
     return panel.show_legend()
@@ -150,7 +153,7 @@ def timeline(
     """States over time; `states` maps values to a word and its colour."""
     panel = _described(statetimeline.Panel(), title, description, "short", width, height=7)
     panel = panel.with_target(_target(0, query)).row_height(0.8).merge_values(True)
-    panel = panel.show_value(common.VisibilityMode.AUTO)
+    panel = panel.show_value(common.VisibilityMode.AUTO).line_width(0).fill_opacity(70)
     panel = panel.color_scheme(
         build.FieldColor().mode(dashboard.FieldColorModeId.THRESHOLDS)
     ).thresholds(_thresholds({}))
@@ -181,6 +184,7 @@ def table_of(
     A query without a name is asked for its labels alone.
     """
     panel = _described(table.Panel(), title, description, "short", width, height)
+    panel = panel.align(common.FieldTextAlignment.AUTO).filterable(True)
     renamed: dict[str, str] = {}
     hidden = {"Time": True, "__name__": True}
     for position, (name, expr) in enumerate(queries.items()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from moshi_ctl import _native
 
@@ -18,15 +19,22 @@ _OPERATORS = {"and", "or", "unless", "bool", "offset"}
 _FUNCTIONS_WITHOUT_PARENTHESES = {"sum", "min", "max", "count", "avg"}
 
 
+def table() -> list[dict[str, Any]]:
+    """The product's own table: name, kind, labels and help of each metric."""
+    metrics: list[dict[str, Any]] = _native.metrics_table()
+    return metrics
+
+
+def names(metric: dict[str, Any]) -> set[str]:
+    """What the series of a metric are called."""
+    if metric["kind"] == "histogram":
+        return {metric["name"] + suffix for suffix in _HISTOGRAM_SUFFIXES}
+    return {metric["name"]}
+
+
 def series() -> set[str]:
-    """The names of all series of a worker, a histogram's three parts among them."""
-    names: set[str] = set()
-    for metric in _native.metrics_table():
-        if metric["kind"] == "histogram":
-            names |= {metric["name"] + suffix for suffix in _HISTOGRAM_SUFFIXES}
-        else:
-            names.add(metric["name"])
-    return names
+    """The names of all series of a worker."""
+    return {name for metric in table() for name in names(metric)}
 
 
 def metrics_in(expr: str) -> set[str]:
