@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dashboards.kit import RED, YELLOW, Query, Row, dashboard_of, graph, stat_of, table_of
+from dashboards.kit import GREEN, RED, YELLOW, Query, Row, dashboard_of, graph, stat_of, table_of
 from dashboards.queries import of_instance
 
 _USED = of_instance("moshi_gpu_memory_used_bytes")
@@ -12,6 +12,7 @@ _TOTAL = of_instance("moshi_gpu_memory_total_bytes")
 _BUSY = of_instance("moshi_gpu_utilization_ratio")
 _POWER = of_instance("moshi_gpu_power_watts")
 _TEMPERATURE = of_instance("moshi_gpu_temperature_celsius")
+MIB = 1024 * 1024
 _CARD = "{{instance}} {{device}} {{name}}"
 
 
@@ -31,14 +32,14 @@ def gpu() -> Dashboard:
                         "Share of its memory that is used.",
                         "percentunit",
                         f"max({_USED} / {_TOTAL})",
-                        levels={0.9: YELLOW, 0.95: RED},
                         decimals=0,
                     ),
                     stat_of(
                         "Least memory free",
-                        "Of the card that has least left. The driver keeps some of it for itself.",
+                        "Of the card that has least left. Lanes are sized to leave 512 MiB.",
                         "bytes",
                         f"min({_TOTAL} - {_USED})",
+                        levels={0: RED, 256 * MIB: YELLOW, 512 * MIB: GREEN},
                     ),
                     stat_of(
                         "Busiest card",
@@ -75,7 +76,7 @@ def gpu() -> Dashboard:
                 [
                     graph(
                         "Memory",
-                        "Used by all processes; dashed, what the card has.",
+                        "Used by all processes and the driver; dashed, what the card has.",
                         "bytes",
                         Query(_USED, f"{_CARD} used"),
                         Query(_TOTAL, f"{_CARD} total", dashed="/ total$/"),
@@ -88,7 +89,6 @@ def gpu() -> Dashboard:
                         "percentunit",
                         Query(f"{_USED} / {_TOTAL}", _CARD),
                         maximum=1,
-                        levels={0.95: RED},
                         width=12,
                     ),
                 ],
