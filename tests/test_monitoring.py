@@ -1,13 +1,12 @@
-"""Real workers under load, watched by a real Prometheus: panels show data, alerts fire and resolve."""
+"""Real workers and a real Prometheus: panels show data, alerts fire and resolve."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,14 @@ from support.worker import KEY, Worker, worker
 LANES = 4
 PATH = "/api/asr-streaming"
 LOAD_S = 6.0
+FILES = 3
 # An alert may take its window, its waiting time and some scrapes, on a machine with other work.
 ALERT_TIMEOUT_S = 40.0
+
+CARD = fake_nvml.RTX_2070_CARD
+FULL_CARD = fake_nvml.Machine(
+    (replace(CARD, used_bytes=CARD.total_bytes - CARD.reserved_bytes - 100 * fake_nvml.MIB),)
+)
 
 
 @dataclass
@@ -34,7 +39,9 @@ class Site:
     """A Prometheus and what it scrapes.
 
     Attributes:
-        server: A worker with a card, under load.
+        server: A worker that sees a full card.
+        env: Its environment.
+        machine_dir: Where the card is described.
         unstarted: The port of a worker whose start fails.
         made_up: A target with faults that a real worker does not have on demand.
     """
@@ -42,10 +49,10 @@ class Site:
     prometheus: Prometheus
     server: Worker
     env: Mapping[str, str]
+    machine_dir: Path
     demo_dir: Path
     unstarted: int
     made_up: MadeUpTarget
-    stack: ExitStack
 
     @property
     def instance(self) -> str:
@@ -71,7 +78,7 @@ def site(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     env = {
         "MOSHI_CTL_DEMO_DIR": str(demo_dir),
         "MOSHI_API_KEY": KEY,
-        **fake_nvml.machine(folder, fake_nvml.RTX_2070),
+        **fake_nvml.machine(folder, FULL_CARD),
     }
     unstarted = free_port()
     with ExitStack() as stack:
@@ -81,7 +88,7 @@ def site(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         targets = [f"127.0.0.1:{port}" for port in (server.port, made_up.port, unstarted)]
         watching = stack.enter_context(prometheus(folder / "prometheus", targets))
         refuse_to_start(folder, demo_dir, unstarted)
-        yield Site(watching, server, env, demo_dir, unstarted, made_up, stack)
+        yield Site(watching, server, env, folder, demo_dir, unstarted, made_up)
 
 
 def break_everything(target: MadeUpTarget) -> None:
@@ -97,7 +104,8 @@ def break_everything(target: MadeUpTarget) -> None:
 
 def mend_everything(target: MadeUpTarget) -> None:
     asr = 'module="asr"'
-    target.set(f"moshi_deadline_misses_total{{{asr}}}", 10_000)
+    # As after a restart.
+    target.set(f"moshi_deadline_misses_total{{{asr}}}", 0)
     target.set(f"moshi_lag_seconds{{{asr}}}", 0)
     target.set(f"moshi_step_running_seconds{{{asr}}}", 0)
 
@@ -141,21 +149,20 @@ async def speak(url: str, seconds: float) -> int:
 def load(server: Worker) -> None:
     """Three live streams, files beside them, and requests that are refused."""
     authorized = {"kyutai-api-key": KEY}
+    body = speech.SPEECH.read_bytes()
 
     def files() -> None:
-        body = speech.SPEECH.read_bytes()
-        for _ in range(3):
+        for _ in range(FILES):
             assert request(server.port, "POST", PATH, body, authorized).status == 200
             assert request(server.port, "POST", PATH, body).status == 401
             assert request(server.port, "POST", PATH, b"none", authorized).status >= 400
 
-    async def streams() -> list[int]:
-        return list(await asyncio.gather(*(speak(server.url, LOAD_S) for _ in range(LANES - 1))))
+    async def all_at_once() -> None:
+        streams = (speak(server.url, LOAD_S) for _ in range(LANES - 1))
+        heard, *_ = await asyncio.gather(asyncio.gather(*streams), asyncio.to_thread(files))
+        assert all(heard)
 
-    posting = threading.Thread(target=files)
-    posting.start()
-    assert all(asyncio.run(streams()))
-    posting.join()
+    asyncio.run(all_at_once())
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +222,9 @@ def test_numbers_are_those_of_the_load(loaded: Site) -> None:
     assert highest(f"rate(moshi_frames_total{selector}[4s]) * 0.08") > LANES - 2
     total = f'moshi_sessions_total{{instance="{loaded.instance}", kind="%s"}}'
     assert highest(total % "stream") == LANES - 1
-    assert highest(total % "file") == 3
+    assert highest(total % "file") == FILES
     refused = f'moshi_refusals_total{{instance="{loaded.instance}", reason="unauthorized"}}'
-    assert highest(refused) == 3
+    assert highest(refused) == FILES
 
 
 def test_variables_offer_what_there_is(loaded: Site) -> None:
@@ -302,6 +309,14 @@ def test_alarm_ends_with_the_trouble(site: Site) -> None:
     mend_everything(site.made_up)
     for alert in ("MoshiDeadlineMisses", "MoshiLagGrowing", "MoshiStepStuck"):
         site.resolves(alert, site.made_up.instance)
+
+
+def test_a_full_card_raises_alarm_until_there_is_room(site: Site) -> None:
+    site.fires("MoshiGpuMemoryNearlyFull", site.instance)
+    fired = site.prometheus.alerts(site.instance)["MoshiGpuMemoryNearlyFull"]
+    assert f"100MiB of the memory of {CARD.name}" in fired["annotations"]["description"]
+    fake_nvml.become(site.machine_dir, fake_nvml.RTX_2070)
+    site.resolves("MoshiGpuMemoryNearlyFull", site.instance)
 
 
 def test_a_worker_that_is_gone_raises_alarm_until_it_is_back(site: Site) -> None:
