@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from itertools import combinations
 from typing import Any
 
@@ -14,8 +13,7 @@ import yaml
 from support import catalogue, dashboards
 from support.prometheus import DEPLOY, rules
 
-if sys.version_info < (3, 11):
-    pytest.skip("grafana-foundation-sdk needs Python 3.11", allow_module_level=True)
+pytest.importorskip("grafana_foundation_sdk.cog", reason="Grafana's types need Python 3.11")
 
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins

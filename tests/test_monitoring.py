@@ -199,6 +199,26 @@ def test_every_panel_shows_data_of_the_chosen_worker_and_module(loaded: Site) ->
     assert without_data(loaded, chosen) == []
 
 
+def test_lines_of_a_table_can_be_joined(loaded: Site) -> None:
+    """Grafana's `merge` joins what has the same labels, the metric's name among them."""
+    everything = dict.fromkeys(("job", "instance", "module"), dashboards.ALL)
+    joined = [
+        panel
+        for path in dashboards.FILES
+        for panel in dashboards.panels(dashboards.load(path.name))
+        if panel["type"] == "table" and len(panel["targets"]) > 1
+    ]
+    assert joined
+    for panel in joined:
+        expressions = (target["expr"] for target in panel["targets"])
+        answers = [
+            loaded.prometheus.query(dashboards.substituted(expr, everything))
+            for expr in expressions
+        ]
+        lines = [{tuple(sorted(one.labels.items())) for one in answer} for answer in answers]
+        assert all(line == lines[0] for line in lines), panel["title"]
+
+
 def test_every_recorded_series_has_data(loaded: Site) -> None:
     recorded = [rule["record"] for rule in rules() if "record" in rule]
     assert recorded

@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.kit import GREEN, RED, YELLOW, Query, Row, dashboard_of, graph, stat_of, table_of
-from dashboards.queries import of_instance
+from dashboards.queries import nameless, of_instance
 
 _USED = of_instance("moshi_gpu_memory_used_bytes")
 _TOTAL = of_instance("moshi_gpu_memory_total_bytes")
@@ -120,7 +120,7 @@ def gpu() -> Dashboard:
                     table_of(
                         "Cards",
                         "One line per card and worker.",
-                        {"memory": _TOTAL, "used": _USED},
+                        {"memory": nameless(_TOTAL), "used": nameless(_USED)},
                         units={"memory": "bytes", "used": "bytes"},
                         columns=["job", "instance", "device", "name", "uuid"],
                     ),

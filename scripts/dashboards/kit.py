@@ -21,7 +21,7 @@ from grafana_foundation_sdk.models import common, dashboard
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode, HeatmapColorScale
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from dashboards.queries import SERIES
+from dashboards.queries import SERIES, of_instance
 
 GREEN: Final = "green"
 YELLOW: Final = "#EAB839"
@@ -219,20 +219,19 @@ def table_of(
 class _Annotation(dashboard.AnnotationQuery):
     """An annotation with what Prometheus's data source adds to them and the SDK leaves out."""
 
+    title_format: str = ""
+
     def to_json(self) -> dict[str, object]:
-        return {
-            **super().to_json(),
-            "titleFormat": "{{alertname}} {{instance}} {{module}}",
-            "tagKeys": "severity",
-        }
+        extra = {"titleFormat": self.title_format, "tagKeys": "instance,module"}
+        return {**super().to_json(), **extra}
 
 
 class _AnnotationBuilder(build.AnnotationQuery):
-    def __init__(self, name: str, colour: str, expr: str) -> None:
+    def __init__(self, name: str, colour: str, title_format: str, expr: str) -> None:
         super().__init__()
-        self._internal = _Annotation(
-            name=name, datasource=DATASOURCE, icon_color=colour, expr=expr, enable=True
-        )
+        annotation = _Annotation(name=name, datasource=DATASOURCE, icon_color=colour, expr=expr)
+        annotation.title_format = title_format
+        self._internal = annotation
 
 
 def dashboard_of(
@@ -251,17 +250,19 @@ def dashboard_of(
         .include_vars(True)
         .keep_time(True)
     )
-    alerts = 'ALERTS{alertname=~"Moshi.+", alertstate="firing", job=~"$job", instance=~"$instance"'
-    for name, colour, expr in (
-        ("Critical alerts", RED, f'{alerts}, severity="critical"}}'),
-        ("Warnings", YELLOW, f'{alerts}, severity="warning"}}'),
+    firing = ('alertname=~"Moshi.+"', 'alertstate="firing"')
+    start = of_instance("process_start_time_seconds")
+    for name, colour, title_format, expr in (
         (
-            "Starts",
-            "blue",
-            'changes(process_start_time_seconds{job=~"$job", instance=~"$instance"}[1m]) > 0',
+            "Critical alerts",
+            RED,
+            "{{alertname}}",
+            of_instance("ALERTS", *firing, 'severity="critical"'),
         ),
+        ("Warnings", YELLOW, "{{alertname}}", of_instance("ALERTS", *firing, 'severity="warning"')),
+        ("Starts", "blue", "Start of {{instance}}", f"changes({start}[1m]) > 0"),
     ):
-        built = built.annotation(_AnnotationBuilder(name, colour, expr))
+        built = built.annotation(_AnnotationBuilder(name, colour, title_format, expr))
     numbers = count(1)
     for row in rows:
         built = built.with_row(build.Row(row.title).id(next(numbers)))
@@ -290,7 +291,8 @@ def _variable(name: str, label: str, query: str) -> build.QueryVariable:
         build.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
-        .query({"query": query, "refId": f"Variable-{name}"})
+        # 1: label_values, as Grafana's editor of variables has it.
+        .query({"qryType": 1, "query": query, "refId": f"variable-{name}"})
         .refresh(dashboard.VariableRefresh.ON_TIME_RANGE_CHANGED)
         .sort(dashboard.VariableSort.NATURAL_ASC)
         .multi(True)

@@ -40,6 +40,11 @@ def quantile(q: float, histogram: str, *, by: str = "job, instance, module, le")
     return f"histogram_quantile({q}, sum by ({by}) ({buckets}))"
 
 
+def nameless(selector: str) -> str:
+    """The same series without the metric's name, for tables: lines are joined by their labels."""
+    return f"{selector} + 0"
+
+
 def or_zero(expression: str) -> str:
     """0 where a sum or count has nothing to add up."""
     return f"{expression} or vector(0)"

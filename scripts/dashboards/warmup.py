@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.kit import GREEN, RED, YELLOW, Query, Row, dashboard_of, graph, stat_of, table_of
-from dashboards.queries import of_instance, of_module, or_zero
+from dashboards.queries import nameless, of_instance, of_module, or_zero
 
 _UPTIME = f"time() - {of_instance('process_start_time_seconds')}"
 _DURATION = (
@@ -90,9 +90,9 @@ def warmup() -> Dashboard:
                         "would have ended.",
                         {
                             "duration": _DURATION,
-                            "succeeded": of_module("warmup_success_total"),
-                            "failed": of_module("warmup_failure_total"),
-                            "skipped": of_module("warmup_skipped_total"),
+                            "succeeded": nameless(of_module("warmup_success_total")),
+                            "failed": nameless(of_module("warmup_failure_total")),
+                            "skipped": nameless(of_module("warmup_skipped_total")),
                         },
                         units={"duration": "s"},
                         columns=["job", "instance", "module"],
