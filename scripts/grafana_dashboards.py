@@ -1,4 +1,4 @@
-"""Writes deploy/grafana/dashboards from the modules in scripts/dashboards."""
+"""`make docs`: writes deploy/grafana/dashboards from the modules in scripts/dashboards."""
 
 from __future__ import annotations
 

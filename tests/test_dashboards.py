@@ -39,7 +39,7 @@ def test_the_files_are_what_the_code_builds() -> None:
         for name, dashboard in grafana_dashboards.built().items()
     }
     shipped = {path.name: path.read_text() for path in dashboards.FILES}
-    assert shipped == built, "run: python scripts/grafana_dashboards.py"
+    assert shipped == built, "run: make docs"
 
 
 def test_grafana_s_own_types_read_and_write_a_file_unchanged(dashboard: dict[str, Any]) -> None:
