@@ -19,7 +19,8 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # No package starts its service in runlevel 1; where systemd decides instead, it is told below.
 export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
-if ! { apt-get update && apt-get install -y --no-install-recommends prometheus; } >"$log" 2>&1; then
+if ! { timeout 300 apt-get update &&
+    timeout 300 apt-get install -y --no-install-recommends prometheus; } >"$log" 2>&1; then
     tail -n 20 "$log" >&2
     skipped "apt-get failed, see above"
 fi

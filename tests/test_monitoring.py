@@ -18,7 +18,7 @@ from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from support import cli, dashboards, fake_nvml, speech
 from support.http import request
 from support.made_up_target import MadeUpTarget, made_up_target
-from support.prometheus import JOB, Prometheus, free_port, needs, prometheus, rules
+from support.prometheus import JOB, OTHER_JOB, Prometheus, free_port, needs, prometheus, rules
 from support.worker import KEY, Worker, worker
 
 LANES = 4
@@ -27,6 +27,9 @@ LOAD_S = 6.0
 FILES = 3
 # An alert may take its window, its waiting time and some scrapes, on a machine with other work.
 ALERT_TIMEOUT_S = 40.0
+
+# What Grafana puts into queries where all jobs, workers and modules are chosen.
+EVERYTHING = {"job": JOB, "instance": dashboards.ALL, "module": dashboards.ALL}
 
 CARD = fake_nvml.RTX_2070_CARD
 FULL_CARD = fake_nvml.Machine(
@@ -190,8 +193,7 @@ def without_data(site: Site, chosen: Mapping[str, str]) -> list[str]:
 
 
 def test_every_panel_shows_data(loaded: Site) -> None:
-    everything = dict.fromkeys(("job", "instance", "module"), dashboards.ALL)
-    assert without_data(loaded, everything) == []
+    assert without_data(loaded, EVERYTHING) == []
 
 
 def test_every_panel_shows_data_of_the_chosen_worker_and_module(loaded: Site) -> None:
@@ -199,9 +201,18 @@ def test_every_panel_shows_data_of_the_chosen_worker_and_module(loaded: Site) ->
     assert without_data(loaded, chosen) == []
 
 
+def test_panels_show_nothing_of_other_jobs(loaded: Site) -> None:
+    assert loaded.prometheus.query(f'process_start_time_seconds{{job="{OTHER_JOB}"}}')
+    for query in dashboards.queries():
+        for one in loaded.prometheus.query(dashboards.substituted(query.expr, EVERYTHING)):
+            assert one.labels.get("job") != OTHER_JOB, query
+    (workers,) = (query for query in dashboards.queries() if query.panel == "Workers that answer")
+    answering = loaded.prometheus.query(dashboards.substituted(workers.expr, EVERYTHING))
+    assert [one.values for one in answering] == [[2.0]]
+
+
 def test_lines_of_a_table_can_be_joined(loaded: Site) -> None:
     """Grafana's `merge` joins what has the same labels, the metric's name among them."""
-    everything = dict.fromkeys(("job", "instance", "module"), dashboards.ALL)
     joined = [
         panel
         for path in dashboards.FILES
@@ -212,7 +223,7 @@ def test_lines_of_a_table_can_be_joined(loaded: Site) -> None:
     for panel in joined:
         expressions = (target["expr"] for target in panel["targets"])
         answers = [
-            loaded.prometheus.query(dashboards.substituted(expr, everything))
+            loaded.prometheus.query(dashboards.substituted(expr, EVERYTHING))
             for expr in expressions
         ]
         lines = [{tuple(sorted(one.labels.items())) for one in answer} for answer in answers]
@@ -248,12 +259,11 @@ def test_numbers_are_those_of_the_load(loaded: Site) -> None:
 
 def test_variables_offer_what_there_is(loaded: Site) -> None:
     offered: dict[str, list[str]] = {}
-    everything = dict.fromkeys(("job", "instance", "module"), dashboards.ALL)
     for variable in dashboards.load("capacity.json")["templating"]["list"]:
         if variable["type"] != "query":
             continue
         inside = variable["query"]["query"].removeprefix("label_values(").removesuffix(")")
-        selector, _, label = dashboards.substituted(inside, everything).rpartition(", ")
+        selector, _, label = dashboards.substituted(inside, EVERYTHING).rpartition(", ")
         offered[variable["name"]] = loaded.prometheus.label_values(label, selector)
     assert offered["job"] == [JOB]
     # The one that does not start, too.
@@ -263,10 +273,9 @@ def test_variables_offer_what_there_is(loaded: Site) -> None:
 
 
 def test_marks_of_alerts_are_found(loaded: Site) -> None:
-    everything = dict.fromkeys(("job", "instance", "module"), dashboards.ALL)
     marked: dict[str, set[str]] = {}
     for annotation in dashboards.load("errors.json")["annotations"]["list"]:
-        expr = dashboards.substituted(annotation["expr"], everything)
+        expr = dashboards.substituted(annotation["expr"], EVERYTHING)
         series = loaded.prometheus.query_range(expr, dashboards.RANGE_S, dashboards.STEP_S)
         marked[annotation["name"]] = {one.labels.get("alertname", "") for one in series}
     assert "MoshiStepStuck" in marked["Critical alerts"]

@@ -274,20 +274,34 @@ def dashboard_of(
 def _variables() -> Sequence[build.DatasourceVariable | build.QueryVariable]:
     return [
         build.DatasourceVariable("datasource").label("Data source").type("prometheus"),
-        _variable("job", "Job", "label_values(moshi_build_info, job)"),
+        # All means all of these, not every job of a Prometheus that others use, too. A worker that
+        # never answered has alerts and nothing else.
+        _variable(
+            "job",
+            "Job",
+            'label_values({__name__=~"moshi_build_info|ALERTS", alertname=~"|Moshi.+"}, job)',
+            all_value=None,
+        ),
         # Not of moshi_build_info: a worker that is down is to be found, too.
-        _variable("instance", "Worker", 'label_values(up{job=~"$job"}, instance)'),
+        _variable(
+            "instance",
+            "Worker",
+            'label_values(up{job=~"$job"}, instance)',
+            # Alerts about something that is absent have no such label.
+            all_value=".*",
+        ),
         _variable(
             "module",
             "Module",
             'label_values(moshi_module_info{job=~"$job", instance=~"$instance"}, module)',
+            all_value=".*",
         ),
     ]
 
 
-def _variable(name: str, label: str, query: str) -> build.QueryVariable:
+def _variable(name: str, label: str, query: str, *, all_value: str | None) -> build.QueryVariable:
     everything = dashboard.VariableOption(selected=True, text=["All"], value=["$__all"])
-    return (
+    variable = (
         build.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
@@ -297,10 +311,9 @@ def _variable(name: str, label: str, query: str) -> build.QueryVariable:
         .sort(dashboard.VariableSort.NATURAL_ASC)
         .multi(True)
         .include_all(True)
-        # Alerts about something that is absent have no such label.
-        .all_value(".*")
         .current(everything)
     )
+    return variable if all_value is None else variable.all_value(all_value)
 
 
 def _described(panel: _P, title: str, description: str, unit: str, width: int, height: int) -> _P:

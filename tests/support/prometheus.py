@@ -34,6 +34,9 @@ SCRAPE_INTERVAL_S = 0.5
 
 EVALUATION_INTERVAL_S = 5 / FASTER
 JOB = "moshi-ctl"
+OTHER_JOB = "prometheus"
+"""Prometheus itself: a target that is none of ours, with metrics of a process."""
+
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 10.0
 REQUEST_TIMEOUT_S = 10.0
@@ -159,7 +162,7 @@ def free_port() -> int:
 
 @contextmanager
 def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
-    """Starts a Prometheus that scrapes `targets` with the shipped rules, `FASTER`."""
+    """Starts a Prometheus that scrapes `targets` and itself, with the shipped rules, `FASTER`."""
     program = needs("prometheus")
     (folder / "rules").mkdir(parents=True)
     for path in RULES:
@@ -167,6 +170,7 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
     scrape, evaluation = (
         f"{round(seconds * 1000)}ms" for seconds in (SCRAPE_INTERVAL_S, EVALUATION_INTERVAL_S)
     )
+    port = free_port()
     config = {
         "global": {
             "scrape_interval": scrape,
@@ -174,10 +178,12 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
             "evaluation_interval": evaluation,
         },
         "rule_files": ["rules/*.yml"],
-        "scrape_configs": [{"job_name": JOB, "static_configs": [{"targets": list(targets)}]}],
+        "scrape_configs": [
+            {"job_name": JOB, "static_configs": [{"targets": list(targets)}]},
+            {"job_name": OTHER_JOB, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]},
+        ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    port = free_port()
     log = folder / "log"
     with log.open("w") as output:
         process = subprocess.Popen(
