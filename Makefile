@@ -77,8 +77,9 @@ format: setup ## Format everything
 	ruff check --fix-only
 	ruff format
 
-docs: setup ## Write the pages that come from the code
+docs: setup ## Write the page and the dashboards that come from the code
 	@python scripts/metrics_reference.py
+	@python scripts/grafana_dashboards.py
 
 bench: setup ## Measure the engine against the reference, side by side
 	@benchmarks/run
