@@ -3,8 +3,11 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use crate::lanes::Arrivals;
+use std::sync::Arc;
+
+use crate::lanes::{Arrivals, Lanes, Visitor};
 use crate::metrics::{Metrics, SessionKind};
+use crate::tokenizer::TextDecoder;
 
 /// Bytes of a message with a frame of audio, and of the answer to it: what is counted does not
 /// depend on them.
@@ -50,6 +53,27 @@ pub fn metrics_of_steps(lanes: usize, steps: usize) -> Vec<Duration> {
         began.elapsed()
     };
     (0..steps).map(observe).collect()
+}
+
+/// The time that each of `scrapes` takes, on a thread of its own, with `lanes` lanes in use.
+///
+/// # Panics
+/// When metrics cannot be made or a lane is not to be had, which are bugs.
+#[expect(clippy::missing_panics_doc, reason = "it is documented")]
+#[expect(clippy::expect_used, reason = "a measurement that cannot be made has no result")]
+pub fn scrapes(lanes: usize, scrapes: usize) -> Vec<Duration> {
+    let metrics = Metrics::new().expect("metrics");
+    let module = Arc::new(Lanes::new(lanes, 0, TextDecoder::default(), metrics.module("asr")));
+    let visitor = |session| Visitor { session, kind: SessionKind::Stream };
+    let _seats: Vec<_> =
+        (0..lanes as u64).map(|session| module.join(visitor(session)).expect("a lane")).collect();
+    let scrape = |_| {
+        let began = Instant::now();
+        black_box(module.standing());
+        black_box(metrics.render(|_| {}).expect("text"));
+        began.elapsed()
+    };
+    (0..scrapes).map(scrape).collect()
 }
 
 /// The time that the thread of a session takes for each of `lines` lines at info, in a session's

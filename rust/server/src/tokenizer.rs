@@ -73,7 +73,7 @@ pub(crate) struct TokenizerError {
 
 /// Turns the tokens of a word into its text.
 #[derive(Debug)]
-#[cfg_attr(test, derive(Default))]
+#[cfg_attr(any(test, feature = "measure"), derive(Default))]
 pub(crate) struct TextDecoder {
     pieces: Vec<Piece>,
     unknown_surface: String,

@@ -1,7 +1,8 @@
 //! Measures what metrics and log lines take of the threads they are for, and prints one line of
-//! JSON: nanoseconds of each step and of each line.
+//! JSON: nanoseconds of each step, line and
+//! scrape.
 //!
-//!     moshi-ctl-observability LANES STEPS LINES
+//!     moshi-ctl-observability LANES STEPS LINES SCRAPES
 //!
 //! Lines go to a log file in a temporary folder, and nowhere else.
 
@@ -17,8 +18,8 @@ fn main() -> Result<()> {
         .skip(1)
         .map(|argument| argument.parse())
         .collect::<std::result::Result<_, _>>()?;
-    let [lanes, steps, lines] = numbers[..] else {
-        return Err("give LANES STEPS LINES".into());
+    let [lanes, steps, lines, scrapes] = numbers[..] else {
+        return Err("give LANES STEPS LINES SCRAPES".into());
     };
     let folder = tempfile::tempdir()?;
     let _log = logging::start(LogOptions {
@@ -36,6 +37,7 @@ fn main() -> Result<()> {
     let line = json!({
         "metrics_ns": nanoseconds(measure::metrics_of_steps(lanes, steps)),
         "log_line_ns": nanoseconds(measure::log_lines(lines)),
+        "scrape_ns": nanoseconds(measure::scrapes(lanes, scrapes)),
         "lines_dropped": logging::dropped_lines(),
     });
     println!("{line}");
