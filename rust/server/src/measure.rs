@@ -25,7 +25,6 @@ const WORD_FRAMES: u64 = 12;
 ///
 /// # Panics
 /// When metrics cannot be made, which is a bug.
-#[expect(clippy::missing_panics_doc, reason = "it is documented")]
 #[expect(clippy::expect_used, reason = "a measurement that cannot be made has no result")]
 pub fn metrics_of_steps(lanes: usize, steps: usize) -> Vec<Duration> {
     let metrics = Metrics::new().expect("metrics");
@@ -59,7 +58,6 @@ pub fn metrics_of_steps(lanes: usize, steps: usize) -> Vec<Duration> {
 ///
 /// # Panics
 /// When metrics cannot be made or a lane is not to be had, which are bugs.
-#[expect(clippy::missing_panics_doc, reason = "it is documented")]
 #[expect(clippy::expect_used, reason = "a measurement that cannot be made has no result")]
 pub fn scrapes(lanes: usize, scrapes: usize) -> Vec<Duration> {
     let metrics = Metrics::new().expect("metrics");
