@@ -26,7 +26,7 @@ from support.worker import KEY, Worker, worker
 
 TEXT_LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (ERROR| WARN| INFO|DEBUG|TRACE) "
-    r"(session\{.*\}: )?[\w:.]+: ."
+    r"(\w+\{.*\}: )?[\w:.]+: ."
 )
 PATIENCE_S = 30.0
 

@@ -50,6 +50,7 @@ from moshi_ctl.options import (
     LogMaxFilesOption,
     LogMaxSizeOption,
     LogOption,
+    OtlpEndpointOption,
     PortOption,
     PrecisionOption,
     ReserveOption,
@@ -126,6 +127,7 @@ def _worker(
     kv_precision: KvPrecisionOption = None,
     reserve_mb: ReserveOption = None,
     silent: SilentOption = False,
+    otlp_endpoint: OtlpEndpointOption = None,
 ) -> None:
     """Serve the models of a configuration until Ctrl-C or SIGTERM."""
     log_options = logs.LogOptions(
@@ -134,6 +136,7 @@ def _worker(
         silent=silent,
         max_size_mib=log_max_size_mb,
         max_files=log_max_files,
+        otlp_endpoint=otlp_endpoint or None,
     )
     worker_options = worker.WorkerOptions(
         addr=addr,

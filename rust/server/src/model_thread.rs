@@ -84,7 +84,7 @@ fn prepare(
     load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
 ) -> Result<Box<dyn StreamingModel>, ModelError> {
     let start = Instant::now();
-    let mut model = load()?;
+    let mut model = tracing::info_span!("load", module).in_scope(load)?;
     if model.lanes() == 0 {
         return Err(ModelError::new("the model has no lanes"));
     }
@@ -96,7 +96,8 @@ fn prepare(
     );
     if warmup {
         let start = Instant::now();
-        warm_up(model.as_mut())
+        tracing::info_span!("warmup", module)
+            .in_scope(|| warm_up(model.as_mut()))
             .map_err(|error| ModelError { message: format!("warm-up failed: {error}"), ..error })?;
         tracing::info!(module, "model warmed up in {:.1} s", start.elapsed().as_secs_f64());
     }

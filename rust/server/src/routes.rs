@@ -20,6 +20,7 @@ use crate::app::{App, Module};
 use crate::build_info::build_info;
 use crate::lanes::JoinError;
 use crate::limits::{MAX_MESSAGE_READ_BYTES, MAX_POST_BYTES};
+use crate::logging::traces::adopt_parent;
 use crate::post::{PostError, transcribe};
 use crate::{close_code, session};
 
@@ -151,6 +152,7 @@ async fn stream(
                         module = module.name,
                         lane = seat.lane()
                     );
+                    adopt_parent(&span, &headers);
                     tracing::info!(parent: &span, %peer, "session begins");
                     session::serve(socket, seat, patience, going_away).instrument(span).await;
                 }
@@ -179,6 +181,7 @@ async fn file(
         return unauthorized();
     }
     let span = tracing::info_span!("file", module = module.name, %peer);
+    adopt_parent(&span, &headers);
     let answer = async {
         let body = axum::body::to_bytes(body, MAX_POST_BYTES).await.map_err(|_| PostError::Body)?;
         transcribe(&module.lanes, body).await
