@@ -36,7 +36,7 @@ unexport PYTHONHOME PYTHONPATH
 MANIFEST := --manifest-path rust/Cargo.toml
 RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' \) -print)
 
-.PHONY: help setup demo test lint format bench wheel clean
+.PHONY: help setup demo test lint format docs bench wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ format: setup ## Format everything
 	cargo fmt $(MANIFEST) --all
 	ruff check --fix-only
 	ruff format
+
+docs: setup ## Write the pages that come from the code
+	@python scripts/metrics_reference.py
 
 bench: setup ## Measure the engine against the reference, side by side
 	@benchmarks/run

@@ -26,6 +26,8 @@ def test_help_names_every_command(tmp_path: Path) -> None:
         "validate",
         "configs",
         "transcribe",
+        "metrics",
+        "warmup",
         "random-checkpoint",
         "quantize",
         "bench",

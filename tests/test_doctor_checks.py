@@ -226,6 +226,7 @@ def test_the_memory_of_a_container(situation: Situation, monkeypatch: pytest.Mon
         ("MOSHI_PER_BATCH_ITEM_MB", "nan", "from 1 to"),
         ("MOSHI_MODEL_PARAMS_BILLIONS", "1e99", "from 0.001 to"),
         ("MOSHI_MEMORY_ESTIMATE", "maybe", "use on or off"),
+        ("MOSHI_WARMUP", "cold", "use on or off"),
     ],
 )
 def test_absurd_numbers(

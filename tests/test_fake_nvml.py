@@ -20,6 +20,7 @@ from support.gpus import ONE_INSTANCE
 def test_every_function_of_the_fake_is_used(tmp_path: Path) -> None:
     preferred = {name for name in fake_nvml.exported() if re.search(r"Info_v2|_v3|eV$|n_v2", name)}
     fake_nvml.read(tmp_path, RTX_2070, ONE_INSTANCE)
+    fake_nvml.readings(tmp_path, ONE_INSTANCE)
     fake_nvml.read(tmp_path, replace(RTX_2070, missing=frozenset(preferred)))
     used = {function for function, _ in fake_nvml.calls(tmp_path)}
     # The oldest nvidia-ml-py that will do has no such function.
@@ -61,3 +62,21 @@ def test_the_fake_reaches_a_whole_command(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
     assert result.stdout == "0\n"
+
+
+def test_the_fake_becomes_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in fake_nvml.machine(tmp_path, TWO_CARDS).items():
+        monkeypatch.setenv(name, value)
+    nvml = ctypes.CDLL(str(fake_nvml.library()))
+    count = ctypes.c_uint()
+    assert nvml.nvmlInitWithFlags(0) == 0
+    handles = [ctypes.c_void_p(), ctypes.c_void_p()]
+    for index, handle in enumerate(handles):
+        assert nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) == 0
+    fake_nvml.become(tmp_path, RTX_2070)
+    assert nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) == 0
+    assert count.value == 1
+    text = ctypes.create_string_buffer(96)
+    given = [nvml.nvmlDeviceGetName(handle, text, 96) for handle in handles]
+    assert given == [0, fake_nvml.INVALID_ARGUMENT]
+    assert nvml.nvmlShutdown() == 0

@@ -64,4 +64,6 @@ def test_an_address_that_is_none_is_refused(
             files={},
             api_keys=None,
             jwt_secret=None,
+            warmup=None,
+            gpu_readings=None,
         )

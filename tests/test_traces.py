@@ -68,23 +68,26 @@ def test_spans_of_a_session_and_of_the_start(
         assert sent["content-type"] == "application/x-protobuf"
         assert sent["x-of-the-collector"] == "canary-header"
 
-    streams = [span for span in sink.named("session") if span.attributes.get("kind") != "file"]
-    followed, *others = streams
-    assert (followed.trace, followed.parent) == (TRACE, PARENT)
-    assert len(others) == 2
+    sessions = sink.named("session")
+    kinds = ["stream", "stream", "stream", "file"]
+    assert [span.attributes["kind"] for span in sessions] == kinds
+    followed, *others, file = sessions
+    for span in (followed, file):
+        assert (span.trace, span.parent) == (TRACE, PARENT)
     for span in others:
         assert span.parent == ""
         assert span.trace not in ("", TRACE)
-    for number, span in enumerate(streams, start=1):
+    for number, span in enumerate(sessions, start=1):
         assert span.attributes["module"] == "asr"
         assert int(span.attributes["id"]) == number
-        assert any(name.startswith("session over") for name in span.events)
-    assert any(span.trace == TRACE and span is not followed for span in sink.spans)
+        assert any("over" in name or "transcribed" in name for name in span.events)
 
+    (model,) = sink.named("model")
+    assert model.attributes["module"] == "asr"
     (load,) = sink.named("load")
-    assert load.attributes["module"] == "asr"
+    (warm_up,) = sink.named("warm-up")
     assert load.events["the model is loaded"]["device"] == "cpu"
-    assert len(sink.named("warmup")) == 1
+    assert (load.parent, warm_up.parent) == (model.id, model.id)
     for span in sink.spans:
         assert span.resource["service.name"] == "moshi-ctl"
         assert span.resource["service.instance.id"] == "demo"

@@ -204,8 +204,8 @@ def transcript(url: str, folder: Path) -> str:
 def loaded(log: list[str]) -> dict[str, str]:
     """What the one line about a loaded model says."""
     (line,) = [line for line in log if "the model is loaded" in line]
-    said = line.partition("the model is loaded")[2]
-    return dict(part.split("=", 1) for part in said.split())
+    facts = line.partition("the model is loaded")[2]
+    return dict(part.split("=", 1) for part in facts.split())
 
 
 def test_one_line_says_how_a_model_computes(server: Worker) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "device_name",
     "log",
     "memory_needs",
+    "metrics_table",
     "processor",
     "quantize",
     "read_config",
@@ -57,6 +58,7 @@ def memory_needs(
     precision: str | None,
     kv_precision: str | None,
 ) -> dict[str, Any]: ...
+def metrics_table() -> list[dict[str, Any]]: ...
 def processor(threads: int | None) -> dict[str, Any]: ...
 def quantize(source: str | PathLike[str], target: str | PathLike[str]) -> dict[str, int]: ...
 def read_config(path: str | PathLike[str], *, require_files: bool) -> dict[str, Any]: ...
@@ -70,6 +72,8 @@ def serve(
     files: dict[str, str | PathLike[str]],
     api_keys: list[str] | None,
     jwt_secret: str | None,
+    warmup: bool | None,
+    gpu_readings: Callable[[], list[dict[str, Any]]] | None,
 ) -> None: ...
 def start_logging(
     *,

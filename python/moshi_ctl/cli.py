@@ -35,6 +35,7 @@ from moshi_ctl import (
 from moshi_ctl.client import DEFAULT_URL
 from moshi_ctl.config import Config
 from moshi_ctl.errors import ConfigError, MoshiCtlError, UsageError
+from moshi_ctl.monitoring import fetching, readiness, watching
 from moshi_ctl.options import (
     AddrOption,
     CapabilityOption,
@@ -42,6 +43,7 @@ from moshi_ctl.options import (
     ConfigOption,
     CpuOption,
     DeviceOption,
+    EveryOption,
     FreeOption,
     KvPrecisionOption,
     LogFormat,
@@ -54,8 +56,10 @@ from moshi_ctl.options import (
     PortOption,
     PrecisionOption,
     ReserveOption,
+    ServerArgument,
     SilentOption,
     ThreadsOption,
+    TimeoutOption,
 )
 
 app = typer.Typer(
@@ -126,6 +130,9 @@ def _worker(
     precision: PrecisionOption = None,
     kv_precision: KvPrecisionOption = None,
     reserve_mb: ReserveOption = None,
+    no_warmup: Annotated[
+        bool, typer.Option("--no-warmup", help="Serve without warming up.")
+    ] = False,
     silent: SilentOption = False,
     otlp_endpoint: OtlpEndpointOption = None,
 ) -> None:
@@ -143,6 +150,7 @@ def _worker(
         port=port,
         log=log_options,
         threads=threads,
+        warmup=False if no_warmup else worker.warmup_from_environment(),
         wishes=options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu),
     )
     worker.run(shipped.find(config), worker_options)
@@ -154,7 +162,7 @@ def _plan(
     free_mb: float | None,
     compute_capability: str | None,
 ) -> tuple[Config, plan.Plan]:
-    configuration = config.read(config_path)
+    configuration = config.read(config_path, warmup=worker.warmup_from_environment())
     simulated = options.simulated(free_mb, compute_capability, wishes.device)
     machine = devices.read_machine(simulated)
     return configuration, plan.make(configuration, machine, wishes, only_plans=True)
@@ -292,6 +300,42 @@ def _transcribe(
     if key is None:
         key = next(iter(keys.keys_from_environment() or []), None)
     transcribing.run(transcribing.plan(files, output, form), url=url, key=key, form=form)
+
+
+@app.command("metrics")
+def _metrics(
+    url: ServerArgument = fetching.DEFAULT_URL,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C, with rates.")
+    ] = False,
+    every: EveryOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON; with --watch an object a line.")
+    ] = False,
+) -> None:
+    """Show what a running server measures: lanes, step times, missed deadlines, warm-up."""
+    base = fetching.base_address(url)
+    if watch:
+        watching.watch(base, every_s=every or watching.DEFAULT_EVERY_S, as_json=as_json)
+    elif every is not None:
+        raise UsageError("--every: nothing is repeated", hint="add --watch")
+    else:
+        watching.show(base, as_json=as_json)
+
+
+@app.command("warmup")
+def _warmup(
+    url: ServerArgument = fetching.DEFAULT_URL,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
+    timeout: TimeoutOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+) -> None:
+    """Say whether a server is ready and how its models were warmed up; fail if it is not."""
+    base = fetching.base_address(url)
+    if timeout is not None and not wait:
+        raise UsageError("--timeout: nothing is waited for", hint="add --wait")
+    wait_s = readiness.DEFAULT_TIMEOUT_S if timeout is None else timeout
+    readiness.run(base, wait_s=wait_s if wait else None, as_json=as_json)
 
 
 @app.command("bench")

@@ -82,8 +82,13 @@ class Config:
     sizing: Sizing
 
 
-def read(path: Path, *, require_files: bool = False) -> Config:
+def read(path: Path, *, require_files: bool = False, warmup: bool | None = None) -> Config:
     """Reads and checks a configuration; its local files need not exist unless required.
+
+    Args:
+        path: Its file.
+        require_files: Whether a local file that does not exist is an error.
+        warmup: Replaces what it says of the warm-up, unless None.
 
     Raises:
         ConfigError: Says what is wrong, where, and what to do about it.
@@ -96,7 +101,7 @@ def read(path: Path, *, require_files: bool = False) -> Config:
         instance_name=summary["instance_name"],
         modules={name: _module(module) for name, module in summary["modules"].items()},
         files=tuple(ModelFile(**file) for file in summary["files"]),
-        warms_up=summary["warmup"]["enabled"],
+        warms_up=summary["warmup"]["enabled"] if warmup is None else warmup,
         sizing=Sizing(**summary["sizing"]),
     )
 

@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from moshi_ctl.errors import UsageError
 
@@ -33,6 +34,11 @@ MOSHI_CTL_DEMO_DIR = Variable(
 )
 MOSHI_THREADS = Variable(
     "MOSHI_THREADS", "Threads of a step on the CPU, where --threads does not say it."
+)
+MOSHI_WARMUP = Variable(
+    "MOSHI_WARMUP",
+    "on or off: whether a worker warms its models up before it listens, whatever the configuration "
+    "says; --no-warmup replaces it.",
 )
 MOSHI_INSTRUCTIONS = Variable(
     "MOSHI_INSTRUCTIONS",
@@ -80,6 +86,7 @@ VARIABLES = (
     BETTER_AUTH_SECRET,
     MOSHI_CTL_DEMO_DIR,
     MOSHI_THREADS,
+    MOSHI_WARMUP,
     MOSHI_INSTRUCTIONS,
     MOSHI_RESERVE_MB,
     MOSHI_MEMORY_ESTIMATE,
@@ -97,6 +104,8 @@ VARIABLES = (
 """All of them. Besides these, a configuration may name any variable as `$NAME`."""
 
 DOT_ENV = ".env"
+
+_Unset = TypeVar("_Unset", bool, None)
 
 _ON = ("on", "1", "true", "yes")
 _OFF = ("off", "0", "false", "no")
@@ -190,8 +199,8 @@ def number(name: str, value: str, least: float, most: float, unit: str) -> float
     return parsed
 
 
-def switch_of(variable: Variable, *, default: bool) -> bool:
-    """Whether `variable` is switched on.
+def switch_of(variable: Variable, *, default: _Unset) -> bool | _Unset:
+    """Whether `variable` is switched on; `default` when it is not set.
 
     Raises:
         UsageError: When it is set to something that is neither on nor off.

@@ -21,8 +21,6 @@ NO_DRIVER: Final = "no NVIDIA driver: libnvidia-ml was not found"
 BY_PCI_BUS: Final = "PCI_BUS_ID"
 """The value of `CUDA_DEVICE_ORDER` that numbers cards as NVML does."""
 
-_MILLIWATTS_PER_WATT: Final = 1000
-
 
 @dataclass(frozen=True)
 class GpuProcess:
@@ -325,16 +323,11 @@ def _no_instance(card: _Card) -> Problem:
 
 
 def _facts(number: str, device: _Device) -> Gpu | Problem:
-    import pynvml
-
     card = device.card
     if isinstance(card.handle, Refusal):
         return Problem(f"{card}: cannot be opened: {card.handle.reason}", card.handle.hint)
     handle = device.instance.handle if device.instance else card.handle
-    memory = nvml.ask_in_turn(
-        ("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2),
-        ("nvmlDeviceGetMemoryInfo", handle),
-    )
+    memory = nvml.memory(handle)
     if isinstance(memory, Refusal):
         return Problem(f"{device}: memory cannot be read: {memory.reason}", memory.hint)
     # An instance need not know what its card can do.
@@ -344,11 +337,6 @@ def _facts(number: str, device: _Device) -> Gpu | Problem:
     if isinstance(capability, Refusal):
         message = f"{device}: compute capability cannot be read: {capability.reason}"
         return Problem(message, capability.hint)
-    temperature = nvml.ask_in_turn(
-        ("nvmlDeviceGetTemperatureV", handle, pynvml.NVML_TEMPERATURE_GPU),
-        ("nvmlDeviceGetTemperature", handle, pynvml.NVML_TEMPERATURE_GPU),
-    )
-    power = nvml.ask("nvmlDeviceGetPowerUsage", handle)
     name = nvml.text(nvml.ask("nvmlDeviceGetName", handle)) if device.instance else card.name
     return Gpu(
         device=number,
@@ -360,8 +348,8 @@ def _facts(number: str, device: _Device) -> Gpu | Problem:
         free_bytes=memory.free,
         used_bytes=memory.used,
         processes=_processes(handle),
-        temperature_c=nvml.value(temperature),
-        power_w=None if isinstance(power, Refusal) else power / _MILLIWATTS_PER_WATT,
+        temperature_c=nvml.temperature_c(handle),
+        power_w=nvml.power_w(handle),
         is_mig=device.instance is not None,
     )
 

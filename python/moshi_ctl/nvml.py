@@ -25,6 +25,9 @@ _HINTS: Final = {
     GPU_IS_LOST: "see what nvidia-smi and the kernel's log say of it; it may take a reboot",
 }
 
+_MILLIWATTS_PER_WATT: Final = 1000
+_PERCENT: Final = 100
+
 # What nvidia-ml-py, which has no types, returns; or a `Refusal`.
 Answer: TypeAlias = Any
 
@@ -85,6 +88,41 @@ def text(answer: Answer) -> str | None:
 def value(answer: Answer) -> Answer:
     """An answer, or None for a `Refusal`."""
     return None if isinstance(answer, Refusal) else answer
+
+
+def memory(handle: Answer) -> Answer:
+    """Memory of a card or an instance in bytes, as `total`, `free` and `used`, or a `Refusal`."""
+    import pynvml
+
+    return ask_in_turn(
+        ("nvmlDeviceGetMemoryInfo", handle, pynvml.nvmlMemory_v2),
+        ("nvmlDeviceGetMemoryInfo", handle),
+    )
+
+
+def temperature_c(handle: Answer) -> int | None:
+    """Temperature in degrees Celsius, where the driver tells it."""
+    import pynvml
+
+    temperature: int | None = value(
+        ask_in_turn(
+            ("nvmlDeviceGetTemperatureV", handle, pynvml.NVML_TEMPERATURE_GPU),
+            ("nvmlDeviceGetTemperature", handle, pynvml.NVML_TEMPERATURE_GPU),
+        )
+    )
+    return temperature
+
+
+def power_w(handle: Answer) -> float | None:
+    """What a card draws, in watts, where the driver tells it."""
+    milliwatts: int | None = value(ask("nvmlDeviceGetPowerUsage", handle))
+    return None if milliwatts is None else milliwatts / _MILLIWATTS_PER_WATT
+
+
+def utilization(handle: Answer) -> float | None:
+    """Share of the time, 0 to 1, in which a card computed, where the driver tells it."""
+    rates = value(ask("nvmlDeviceGetUtilizationRates", handle))
+    return None if rates is None or rates.gpu > _PERCENT else rates.gpu / _PERCENT
 
 
 def _reason(error: Exception, code: int | None) -> str:

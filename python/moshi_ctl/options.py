@@ -11,6 +11,7 @@ import typer
 
 from moshi_ctl import _native, devices, env, logs
 from moshi_ctl.errors import UsageError
+from moshi_ctl.monitoring import readiness, watching
 from moshi_ctl.plan import AUTO, DEFAULT_RESERVE_MIB, MOST_RESERVE_MIB, Wishes
 
 _COMPUTE_CAPABILITY = re.compile(r"([5-9]|[1-9][0-9])\.([0-9])")
@@ -104,13 +105,17 @@ KvPrecisionOption = Annotated[
 ]
 
 
-def _mib(option: str, least: float) -> Callable[[str], float]:
+def _number(option: str, least: float, most: float, unit: str) -> Callable[[str], float]:
     """Reads the number of an option as that of a variable: "nan" is none."""
 
     def parse(value: str) -> float:
-        return env.number(option, value, least, MOST_RESERVE_MIB, "MiB")
+        return env.number(option, value, least, most, unit)
 
     return parse
+
+
+def _mib(option: str, least: float) -> Callable[[str], float]:
+    return _number(option, least, MOST_RESERVE_MIB, "MiB")
 
 
 ReserveOption = Annotated[
@@ -213,6 +218,35 @@ OtlpEndpointOption = Annotated[
 ]
 
 SilentOption = Annotated[bool, typer.Option("--silent", help="Log to files only.")]
+
+ServerArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL", help="The server: its address, host:port, or that of any of its routes."
+    ),
+]
+
+EveryOption = Annotated[
+    float | None,
+    typer.Option(
+        "--every",
+        metavar="SECONDS",
+        parser=_number("--every", watching.LEAST_EVERY_S, watching.MOST_EVERY_S, "seconds"),
+        help=f"With --watch: how often; {watching.DEFAULT_EVERY_S:g} without it.",
+        show_default=False,
+    ),
+]
+
+TimeoutOption = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        parser=_number("--timeout", 0, readiness.MOST_TIMEOUT_S, "seconds"),
+        help=f"With --wait: for how long; {readiness.DEFAULT_TIMEOUT_S:g} without it.",
+        show_default=False,
+    ),
+]
 
 
 def device_of(device: str | None, *, cpu: bool) -> str | None:

@@ -25,6 +25,12 @@ def warn(message: str, *, hint: str | None = None) -> None:
     _write("warning", "bold yellow", message, hint)
 
 
+def one_line(text: str) -> str:
+    """Text whose lines, and whatever else would move the cursor, are taken out."""
+    joined = " ".join(text.split())
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in joined)
+
+
 def _write(label: str, style: str, message: str, hint: str | None) -> None:
     # soft_wrap: a line stays one line, so that it can be searched for.
     console = Console(file=sys.stderr, soft_wrap=True, highlight=False)

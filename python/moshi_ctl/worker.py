@@ -7,9 +7,22 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moshi_ctl import _native, config, devices, gpu, hub, interrupts, keys, logs, plan, plan_view
+from moshi_ctl import (
+    _native,
+    config,
+    devices,
+    env,
+    gpu,
+    gpu_readings,
+    hub,
+    interrupts,
+    keys,
+    logs,
+    plan,
+    plan_view,
+)
 from moshi_ctl.config import Config
-from moshi_ctl.env import MOSHI_API_KEY
+from moshi_ctl.env import MOSHI_API_KEY, MOSHI_WARMUP
 from moshi_ctl.errors import UsageError
 from moshi_ctl.logs import LogOptions
 from moshi_ctl.plan import Wishes
@@ -25,6 +38,8 @@ class WorkerOptions:
         port: Port to listen on; 0 for any free one.
         log: How to log.
         threads: Threads of a step on the CPU; one per physical core if None.
+        warmup: Whether models are warmed up before the port opens; as the configuration says if
+            None.
         wishes: What replaces what the configuration says of devices and precisions.
     """
 
@@ -32,6 +47,7 @@ class WorkerOptions:
     port: int
     log: LogOptions = field(default_factory=LogOptions)
     threads: int | None = None
+    warmup: bool | None = None
     wishes: Wishes = field(default_factory=Wishes)
 
 
@@ -48,7 +64,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
         WorkerError: When the server cannot start or fails.
     """
     addr = ip_address(options.addr)
-    configuration = config.read(config_path, require_files=True)
+    configuration = config.read(config_path, require_files=True, warmup=options.warmup)
     with logs.running(configuration, options.log):
         _serve(configuration, addr, options)
 
@@ -90,7 +106,18 @@ def _serve(configuration: Config, addr: str, options: WorkerOptions) -> None:
             files={value: str(path) for value, path in files.items()},
             api_keys=api_keys,
             jwt_secret=jwt_secret,
+            warmup=options.warmup,
+            gpu_readings=gpu_readings.reader(machine.gpus),
         )
+
+
+def warmup_from_environment() -> bool | None:
+    """What `MOSHI_WARMUP` says, or None when it is not set.
+
+    Raises:
+        UsageError: When it is neither on nor off.
+    """
+    return env.switch_of(MOSHI_WARMUP, default=None)
 
 
 def ip_address(addr: str) -> str:

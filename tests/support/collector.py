@@ -18,7 +18,8 @@ class Span:
 
     Attributes:
         name: Its name.
-        trace: The trace it belongs to, in hexadecimal digits.
+        id: What it is called by others, in hexadecimal digits.
+        trace: The trace it belongs to, likewise.
         parent: Its parent span, likewise; empty for none.
         attributes: What is known of it.
         events: The attributes of what happened in it, by name.
@@ -26,6 +27,7 @@ class Span:
     """
 
     name: str
+    id: str
     trace: str
     parent: str
     attributes: dict[str, Any]
@@ -65,6 +67,7 @@ def _spans(body: bytes) -> Iterator[Span]:
             for span in scope.spans:
                 yield Span(
                     name=span.name,
+                    id=span.span_id.hex(),
                     trace=span.trace_id.hex(),
                     parent=span.parent_span_id.hex(),
                     attributes=_attributes(span),

@@ -1,13 +1,14 @@
 /* NVIDIA's libnvidia-ml.so.1 for a machine that a text file describes; see fake_nvml.py.
  *
  * FAKE_NVML names the file, FAKE_NVML_CALLS one that gets a line for each call. The file is read at
- * the first nvmlInit and again when FAKE_NVML names another one. Its lines:
+ * the first nvmlInit. When another one takes its name, or FAKE_NVML names another one, the next call
+ * of any function reads that: its cards have the handles of those in their places before. Its lines:
  *
  *   driver TEXT | cuda NUMBER | error_string TEXT
  *   gpu                     the lines after it describe a card
  *   instance GPU_ID CI_ID   the lines after it describe a MIG instance of that card
  *   name TEXT | uuid TEXT | capability MAJOR MINOR | memory TOTAL RESERVED USED (bytes)
- *   temperature C | power MILLIWATTS | mig SLOTS
+ *   temperature C | power MILLIWATTS | utilization PERCENT | mig SLOTS
  *   process compute|graphics|mps PID BYTES (-1: not known)
  *   command PID TEXT
  *   fault FUNCTION CODE AFTER GPU   fails from call AFTER + 1 on; FUNCTION may end in *; GPU -1: any
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 enum {
     SUCCESS = 0,
@@ -51,10 +53,14 @@ typedef struct {
     int temperature;
 } Temperature;
 
+typedef struct {
+    int gpu, memory;
+} Utilization;
+
 typedef struct Device {
     struct Device *card; /* of a MIG instance */
     int index, mig_slots, gpu_instance, compute_instance;
-    int major, minor, temperature, power;
+    int major, minor, temperature, power, utilization;
     char name[TEXT], uuid[TEXT];
     unsigned long long total, reserved, used;
     ProcessInfo processes[KINDS][PROCESSES];
@@ -62,7 +68,8 @@ typedef struct Device {
 } Device;
 
 static struct {
-    char path[4096], driver[TEXT], error_string[TEXT];
+    struct stat file;
+    char driver[TEXT], error_string[TEXT];
     int cuda;
     Device devices[DEVICES];
     int device_count, card_count;
@@ -86,6 +93,7 @@ static Device *add_device(Device *card) {
     if (machine.device_count == DEVICES) die("too many");
     Device *device = &machine.devices[machine.device_count++];
     *device = (Device){.card = card, .major = -1, .temperature = -1, .power = -1};
+    device->utilization = -1;
     device->index = card ? card->index : machine.card_count++;
     return device;
 }
@@ -137,6 +145,7 @@ static void read_line(const char *line, Device **device) {
     else if (is(line, "mig", &rest)) (*device)->mig_slots = atoi(rest);
     else if (is(line, "temperature", &rest)) (*device)->temperature = atoi(rest);
     else if (is(line, "power", &rest)) (*device)->power = atoi(rest);
+    else if (is(line, "utilization", &rest)) (*device)->utilization = atoi(rest);
     else if (is(line, "capability", &rest))
         sscanf(rest, "%d %d", &(*device)->major, &(*device)->minor);
     else if (is(line, "memory", &rest))
@@ -148,11 +157,13 @@ static void read_line(const char *line, Device **device) {
 
 static void read_machine(void) {
     const char *path = getenv("FAKE_NVML");
-    if (path && !strcmp(path, machine.path)) return;
-    FILE *file = path ? fopen(path, "r") : NULL;
-    if (!file) die("FAKE_NVML names no file");
+    struct stat found;
+    if (!path || stat(path, &found)) die("FAKE_NVML names no file");
+    if (found.st_ino == machine.file.st_ino && found.st_dev == machine.file.st_dev) return;
+    FILE *file = fopen(path, "r");
+    if (!file) die("FAKE_NVML names a file that cannot be read");
     memset(&machine, 0, sizeof machine);
-    snprintf(machine.path, sizeof machine.path, "%s", path);
+    machine.file = found;
     char line[2 * TEXT];
     Device *device = NULL;
     while (fgets(line, sizeof line, file)) {
@@ -196,6 +207,7 @@ static int fault(const char *function, int card) {
 #define BEGIN(argument)                                  \
     do {                                                 \
         if (!users) return UNINITIALIZED;                \
+        read_machine();                                  \
         int code = fault(__func__, -1);                  \
         if (code) return code;                           \
         if (!(argument)) return INVALID_ARGUMENT;        \
@@ -205,6 +217,7 @@ static int fault(const char *function, int card) {
 #define BEGIN_DEVICE(device, argument)                   \
     do {                                                 \
         if (!users) return UNINITIALIZED;                \
+        read_machine();                                  \
         if (!is_device(device)) return INVALID_ARGUMENT; \
         int code = fault(__func__, (device)->index);     \
         if (code) return code;                           \
@@ -295,6 +308,7 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) {
     if (!users) return UNINITIALIZED;
+    read_machine();
     int code = fault(__func__, (int)index);
     if (code) return code;
     for (int i = 0; device && i < machine.device_count; i++)
@@ -303,6 +317,17 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) {
             return SUCCESS;
         }
     return INVALID_ARGUMENT;
+}
+
+/* It is about no card in particular: the real one fails when any card is lost. */
+int nvmlDeviceGetHandleByUUID(const char *uuid, Device **device) {
+    BEGIN(uuid && device);
+    for (int i = 0; i < machine.device_count; i++)
+        if (!strcmp(machine.devices[i].uuid, uuid)) {
+            *device = &machine.devices[i];
+            return SUCCESS;
+        }
+    return NOT_FOUND;
 }
 
 int nvmlDeviceGetName(Device *device, char *name, unsigned length) {
@@ -350,6 +375,13 @@ int nvmlDeviceGetTemperatureV(Device *device, Temperature *temperature) {
 int nvmlDeviceGetPowerUsage(Device *device, int *milliwatts) {
     BEGIN_DEVICE(device, milliwatts);
     return give_number(device->power, milliwatts);
+}
+
+int nvmlDeviceGetUtilizationRates(Device *device, Utilization *rates) {
+    BEGIN_DEVICE(device, rates);
+    /* Neither a card in MIG mode nor its instances tell it. */
+    if (device->card || device->mig_slots) return NOT_SUPPORTED;
+    return give_number(device->utilization, &rates->gpu);
 }
 
 #define RUNNING_PROCESSES(function, kind)                                      \

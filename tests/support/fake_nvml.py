@@ -15,14 +15,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moshi_ctl import gpu
+from moshi_ctl.gpu_readings import Reading
 from support import cli
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -94,6 +96,7 @@ class Card:
     used_bytes: int = 0
     temperature_c: int | None = 40
     power_mw: int | None = 20_000
+    utilization_percent: int | None = 0
     processes: tuple[Process, ...] = ()
     mig_slots: int = 0
     instances: tuple[Instance, ...] = ()
@@ -149,6 +152,7 @@ RTX_2070_CARD = Card(
     used_bytes=316 * MIB,
     temperature_c=47,
     power_mw=23_450,
+    utilization_percent=35,
     processes=(XORG,),
 )
 T4_CARD = Card(
@@ -212,6 +216,9 @@ VANISHING = RTX_2070.but(
     )
 )
 
+# It answers nothing any more, whoever asks.
+LOST = RTX_2070.but(Fault("nvmlDevice*", GPU_IS_LOST))
+
 # The library is there, but the driver's kernel module is not.
 NOT_LOADED = NO_CARD.but(Fault("nvmlInitWithFlags", DRIVER_NOT_LOADED))
 
@@ -265,6 +272,14 @@ def machine(folder: Path, described: Machine) -> dict[str, str]:
     }
 
 
+def become(folder: Path, described: Machine) -> None:
+    """Makes another machine of the one in `folder`, also while processes run on it.
+
+    The library stays, and with it the functions that are missing from it.
+    """
+    _write(folder / "fake-nvml-next", described).replace(folder / "fake-nvml")
+
+
 def calls(folder: Path) -> list[tuple[str, int]]:
     """The functions called on the machine in `folder`, each with the card or `ANY_CARD`."""
     path = folder / "fake-nvml-calls"
@@ -278,26 +293,51 @@ def read(folder: Path, *described: Machine, env: Mapping[str, str] | None = None
     They share a library, so the same functions are missing from it. A machine that follows itself
     is not started anew: its faults come nearer.
     """
+    read: list[gpu.Gpus] = _in_a_process(
+        folder,
+        described,
+        env,
+        "from moshi_ctl import gpu\n"
+        "for os.environ['FAKE_NVML'] in sys.argv[1:]: answers.append(gpu.read())",
+    )
+    return read
+
+
+def readings(
+    folder: Path, *described: Machine, env: Mapping[str, str] | None = None
+) -> list[list[Reading]]:
+    """What a reader of the first machine's cards reads on it, and on those that it becomes then."""
+    read: list[list[Reading]] = _in_a_process(
+        folder,
+        described,
+        env,
+        "from moshi_ctl import gpu, gpu_readings\n"
+        "read = gpu_readings.reader(gpu.read())\n"
+        "for os.environ['FAKE_NVML'] in sys.argv[1:]: answers.append(read())",
+    )
+    return read
+
+
+def _in_a_process(
+    folder: Path, described: Sequence[Machine], env: Mapping[str, str] | None, code: str
+) -> Any:
+    """The `answers` of code that goes from machine to machine."""
     assert len({one.missing for one in described}) == 1, "of one library"
     paths = {one: folder / f"fake-nvml-{number}" for number, one in enumerate(described)}
     for one, path in paths.items():
         _write(path, one)
-    code = (
-        "import os, pickle, sys\nfrom moshi_ctl import gpu\nread = []\n"
-        "for os.environ['FAKE_NVML'] in sys.argv[1:]: read.append(gpu.read())\n"
-        "pickle.dump(read, sys.stdout.buffer)"
-    )
+    whole = f"import os, pickle, sys\nanswers = []\n{code}\npickle.dump(answers, sys.stdout.buffer)"
+    variables = {**machine(folder, described[0]), "FAKE_NVML": str(paths[described[0]])}
     result = subprocess.run(
-        [sys.executable, "-c", code, *(str(paths[one]) for one in described)],
-        env=cli.environment({**machine(folder, described[0]), **(env or {})}),
+        [sys.executable, "-c", whole, *(str(paths[one]) for one in described)],
+        env=cli.environment({**variables, **(env or {})}),
         capture_output=True,
         timeout=cli.TIMEOUT_S,
         check=False,
     )
     assert result.returncode == 0, result.stderr.decode()
     assert not result.stderr, result.stderr.decode()
-    answers: list[gpu.Gpus] = pickle.loads(result.stdout)  # noqa: S301 - a process of this test
-    return answers
+    return pickle.loads(result.stdout)  # noqa: S301 - a process of this test
 
 
 def _write(path: Path, described: Machine) -> Path:
@@ -318,6 +358,8 @@ def _text(described: Machine) -> str:
             lines.append(f"temperature {card.temperature_c}")
         if card.power_mw is not None:
             lines.append(f"power {card.power_mw}")
+        if card.utilization_percent is not None:
+            lines.append(f"utilization {card.utilization_percent}")
         for instance in card.instances:
             lines.append(f"instance {instance.gpu_instance} {instance.compute_instance}")
             lines.append(f"memory {instance.total_bytes} 0 {instance.used_bytes}")

@@ -45,6 +45,28 @@ FIRST_INSTANCE = Gpu(
     is_mig=True,
 )
 
+# What is read of them while a worker serves.
+THE_2070_READ = {
+    "device": "cuda:0",
+    "name": "NVIDIA GeForce RTX 2070",
+    "uuid": RTX_2070_CARD.uuid,
+    "memory_used_bytes": 539 * MIB,
+    "memory_total_bytes": 8 * GIB,
+    "utilization_ratio": 0.35,
+    "power_watts": 23.45,
+    "temperature_celsius": 47,
+}
+THE_INSTANCE_READ = {
+    "device": "cuda:0",
+    "name": "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+    "uuid": FIRST_MIG.uuid,
+    "memory_used_bytes": 37 * MIB,
+    "memory_total_bytes": 40 * GIB,
+    "utilization_ratio": None,
+    "power_watts": None,
+    "temperature_celsius": None,
+}
+
 
 def visible(value: str) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": value}

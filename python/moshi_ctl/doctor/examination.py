@@ -115,10 +115,12 @@ def show(findings: Iterable[Finding], console: Console) -> list[Finding]:
         shown.append(finding)
         status = (finding.status.value.ljust(_STATUS_WIDTH), _STYLES[finding.status])
         name = (finding.name.ljust(_NAME_WIDTH), "bold")
-        console.print(Text.assemble(status, name, _one_line(finding.message)))
+        console.print(Text.assemble(status, name, report.one_line(finding.message)))
         if finding.remedy:
             margin = " " * _STATUS_WIDTH
-            console.print(Text.assemble(margin, ("hint: ", "bold cyan"), _one_line(finding.remedy)))
+            console.print(
+                Text.assemble(margin, ("hint: ", "bold cyan"), report.one_line(finding.remedy))
+            )
     counts = [
         counted(count, status.value)
         for status in (Status.FAILURE, Status.WARNING)
@@ -194,9 +196,3 @@ def _what_broke(error: BaseException) -> str:
         place = f" at {file}:{trace.tb_lineno}"
     said = f" ({error.strerror})" if isinstance(error, OSError) and error.strerror else ""
     return f"{type(error).__name__}{said}{place}"
-
-
-def _one_line(text: str) -> str:
-    """Text whose lines, and whatever else would move the cursor, are taken out."""
-    joined = " ".join(text.split())
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in joined)

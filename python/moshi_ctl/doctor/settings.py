@@ -39,6 +39,7 @@ _SLIP: Final = 0.9
 
 _NUMBERS: Final = (
     env.MOSHI_THREADS,
+    env.MOSHI_WARMUP,
     env.MOSHI_RESERVE_MB,
     env.MOSHI_MEMORY_ESTIMATE,
     env.MOSHI_PER_BATCH_ITEM_MB,
@@ -138,13 +139,14 @@ def api_keys(situation: Situation) -> list[Finding]:
 
 
 def numbers(situation: Situation) -> list[Finding]:
-    """Whether variables that hold numbers do."""
+    """Whether variables that hold numbers, or are switches, do."""
     configuration = situation.configuration
     estimate = True if configuration is None else configuration.sizing.estimate
     refusals = (
         _refusal(lambda: needs.rules_from_environment(estimate=estimate)),
         _refusal(lambda: plan.reserve_mib(configuration, Wishes())),
         _refusal(threads_from_environment),
+        _refusal(worker.warmup_from_environment),
     )
     findings = [failure("numbers", one.message, one.hint) for one in refusals if one is not None]
     if findings:

@@ -27,6 +27,12 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     to_python(py, &moshi_ctl_server::worker::build_info())
 }
 
+/// Every metric of a server: name, kind, labels and meaning.
+#[pyfunction]
+fn metrics_table(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    to_python(py, &moshi_ctl_server::metrics_table())
+}
+
 /// The device called `name`, by the name that configurations and decisions have for it.
 #[pyfunction]
 fn device_name(py: Python<'_>, name: &str) -> PyResult<String> {
@@ -98,6 +104,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(processor, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench, module)?)?;
     module.add_function(wrap_pyfunction!(memory_needs::memory_needs, module)?)?;
+    module.add_function(wrap_pyfunction!(metrics_table, module)?)?;
     module.add_function(wrap_pyfunction!(logs::start_logging, module)?)?;
     module.add_function(wrap_pyfunction!(logs::log, module)?)?;
     module.add_function(wrap_pyfunction!(logs::stop_logging, module)?)?;

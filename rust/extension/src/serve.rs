@@ -8,6 +8,7 @@ use moshi_ctl_core::{DeviceName, ModelError, StreamingModel, UnknownDevice};
 use moshi_ctl_engine::{AsrSpec, Conditioning, Kernels, keep_real_time_lanes, load_what_fits};
 use moshi_ctl_server::config::{AsrModule, BatchSize};
 use moshi_ctl_server::worker::{self, WorkerOptions};
+use moshi_ctl_server::{GpuReading, ReadGpus};
 use pyo3::prelude::*;
 
 use crate::errors::{usage_error, worker_error};
@@ -27,11 +28,12 @@ pub(crate) struct Decision {
 /// Serves a configuration until SIGINT or SIGTERM. `files` maps the file strings of the
 /// configuration to the local paths found for them. `decisions` say for each module where it runs,
 /// how, and with how many lanes at most; `api_keys` replace those of the configuration,
-/// and tokens signed by `jwt_secret` are keys beside those.
+/// and tokens signed by `jwt_secret` are keys beside those. `warmup` replaces what the configuration
+/// says of it; `gpu_readings` tells how the cards are, and is called every few seconds.
 #[pyfunction]
 #[pyo3(signature = (
     config_path, *, addr, port, threads, decisions, files, api_keys,
-    jwt_secret
+    jwt_secret, warmup, gpu_readings
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
@@ -45,6 +47,8 @@ pub(crate) fn serve(
     files: BTreeMap<String, PathBuf>,
     api_keys: Option<Vec<String>>,
     jwt_secret: Option<String>,
+    warmup: Option<bool>,
+    gpu_readings: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let addr: IpAddr = addr.parse().map_err(|_| {
         let message = format!("`{addr}` is not an IP address");
@@ -52,6 +56,9 @@ pub(crate) fn serve(
     })?;
     let mut config = load_config(py, &config_path)?;
     config.resolve(&files);
+    if let Some(enabled) = warmup {
+        config.warmup.enabled = enabled;
+    }
     let mut wishes = BTreeMap::new();
     for (name, module) in &mut config.modules {
         let Some(decision) = decisions.get(name) else {
@@ -67,7 +74,8 @@ pub(crate) fn serve(
         module.kv_precision = Some(named(py, &decision.kv_precision)?);
         module.device = Some(device(py, &decision.device)?);
     }
-    let options = WorkerOptions { addr, port, api_keys, jwt_secret };
+    let read_gpus = gpu_readings.map(read_gpus);
+    let options = WorkerOptions { addr, port, api_keys, jwt_secret, read_gpus };
     let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
     let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
     let measures = config.warmup.enabled && config.sizing.real_time;
@@ -81,6 +89,50 @@ pub(crate) fn serve(
         };
     py.detach(|| worker::run(config, options, Box::new(load)))
         .map_err(|error| worker_error(py, &error))
+}
+
+/// What Python says of a card.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct Reading {
+    device: String,
+    name: String,
+    uuid: String,
+    memory_used_bytes: u64,
+    memory_total_bytes: u64,
+    utilization_ratio: Option<f64>,
+    power_watts: Option<f64>,
+    temperature_celsius: Option<f64>,
+}
+
+impl From<Reading> for GpuReading {
+    fn from(reading: Reading) -> Self {
+        Self {
+            device: reading.device,
+            name: reading.name,
+            uuid: reading.uuid,
+            memory_used_bytes: reading.memory_used_bytes,
+            memory_total_bytes: reading.memory_total_bytes,
+            utilization_ratio: reading.utilization_ratio,
+            power_watts: reading.power_watts,
+            temperature_celsius: reading.temperature_celsius,
+        }
+    }
+}
+
+/// Asks Python how the cards are; what it cannot say is missing, and said once in the log.
+fn read_gpus(readings: Py<PyAny>) -> ReadGpus {
+    let complained = std::sync::Once::new();
+    Box::new(move || {
+        let read = Python::attach(|py| readings.call0(py)?.extract::<Vec<Reading>>(py));
+        match read {
+            Ok(readings) => readings.into_iter().map(GpuReading::from).collect(),
+            Err(error) => {
+                complained.call_once(|| tracing::error!("no metrics of the cards: {error}"));
+                Vec::new()
+            }
+        }
+    })
 }
 
 /// The device called `name`.

@@ -1,13 +1,15 @@
 //! What the routes of one server share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
 use crate::config::ModuleConfig;
-use crate::lanes::Lanes;
+use crate::gpu::GpuWatch;
+use crate::lanes::{Lanes, Visitor};
 use crate::limits::Patience;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, ModuleMetrics, SessionKind};
 use crate::secret::KeyRing;
 
 /// A model being served.
@@ -17,11 +19,18 @@ pub(crate) struct Module {
     pub(crate) lanes: Arc<Lanes>,
 }
 
+impl Module {
+    pub(crate) fn metrics(&self) -> &ModuleMetrics {
+        self.lanes.metrics()
+    }
+}
+
 /// What the routes of one server share.
 pub(crate) struct App {
     pub(crate) modules: Vec<Arc<Module>>,
     pub(crate) keys: KeyRing,
     pub(crate) metrics: Metrics,
+    pub(crate) gpus: GpuWatch,
     pub(crate) patience: Patience,
     /// Whether the server is ending.
     pub(crate) going_away: watch::Sender<bool>,
@@ -29,9 +38,16 @@ pub(crate) struct App {
     pub(crate) sessions: Presence,
     /// Threads that still have their model.
     pub(crate) threads: Presence,
+    /// How many have come, the refused ones included.
+    pub(crate) visitors: AtomicU64,
 }
 
 impl App {
+    /// Somebody who wants a lane, with a number of their own.
+    pub(crate) fn visitor(&self, kind: SessionKind) -> Visitor {
+        Visitor { session: self.visitors.fetch_add(1, Ordering::Relaxed) + 1, kind }
+    }
+
     /// Why the server cannot be used any more, if so.
     pub(crate) fn dead(&self) -> Vec<String> {
         self.modules.iter().filter_map(|module| module.lanes.over()).collect()

@@ -5,9 +5,12 @@ mod audio_file;
 mod build_info;
 mod close_code;
 pub mod config;
+mod gpu;
 mod lanes;
 mod limits;
 pub mod logging;
+#[cfg(feature = "measure")]
+pub mod measure;
 mod metrics;
 mod model_thread;
 mod ogg;
@@ -17,6 +20,7 @@ mod post;
 mod protocol;
 mod resample;
 mod routes;
+mod scrape;
 mod secret;
 mod session;
 mod signals;
@@ -25,4 +29,6 @@ mod tokenizer;
 mod transcript;
 pub mod worker;
 
+pub use gpu::{GpuReading, ReadGpus};
+pub use metrics::metrics_table;
 pub use secret::ApiKey;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use moshi_ctl_core::units::SAMPLE_RATE_HZ;
+use moshi_ctl_core::units::{FRAME_SAMPLES, SAMPLE_RATE_HZ};
 
 /// Largest WebSocket message, in bytes: over two minutes of audio as MessagePack floats.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -30,6 +30,11 @@ pub(crate) const LANE_MARKERS: usize = 1 << 16;
 
 /// Restarts (`Init`) a lane holds unprocessed before its session stops reading.
 pub(crate) const LANE_RESTARTS: usize = 16;
+
+/// Frames whose arrival a lane remembers, to tell how long a word took: those that wait, and half a
+/// minute before them for the model's delay and the word itself.
+pub(crate) const ARRIVALS: usize =
+    (LANE_INPUT_SAMPLES + 30 * SAMPLE_RATE_HZ as usize) / FRAME_SAMPLES;
 
 /// Tokens of one word before it is sent unfinished; speech stays far below.
 pub(crate) const WORD_TOKENS: usize = 1024;

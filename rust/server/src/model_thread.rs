@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::app::Present;
 use crate::lanes::{Lanes, Turn};
-use crate::metrics::Metrics;
+use crate::metrics::ModuleMetrics;
 use crate::tokenizer::TextDecoder;
 
 /// Frames of silence that a model steps before it is ready.
@@ -32,7 +32,7 @@ pub(crate) struct ModelThread {
     /// Frames between a sound and the text for it.
     pub(crate) delay: usize,
     pub(crate) text: TextDecoder,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: ModuleMetrics,
     /// Told when the model fails after it was ready.
     pub(crate) failures: mpsc::UnboundedSender<ModelFailure>,
     /// Dropped last, when the model is gone.
@@ -59,7 +59,8 @@ impl ModelThread {
     ) {
         // Bound before the model, so dropped after it.
         let Self { module, warmup, delay, text, metrics, failures, present: _present } = self;
-        let mut model = match guarded(|| prepare(&module, warmup, load)) {
+        let _span = tracing::info_span!("model", module).entered();
+        let mut model = match guarded(|| prepare(warmup, &metrics, load)) {
             Ok(model) => model,
             // Nobody listening means that the start was given up.
             Err(error) => return drop(ready.send(Err(error))),
@@ -69,7 +70,7 @@ impl ModelThread {
             return;
         }
         if let Err(error) = guarded(|| serve(&lanes, model.as_mut(), &metrics)) {
-            tracing::error!(module, %error, "the model failed");
+            tracing::error!("the model failed: {error}");
             lanes.fail(&format!("module {module}: {error}"));
             // Nobody listening means that the server is ending already.
             let _ = failures.send(ModelFailure { module, error });
@@ -79,36 +80,54 @@ impl ModelThread {
 
 /// Loads a model and warms it up.
 fn prepare(
-    module: &str,
     warmup: bool,
+    metrics: &ModuleMetrics,
     load: impl FnOnce() -> Result<Box<dyn StreamingModel>, ModelError>,
 ) -> Result<Box<dyn StreamingModel>, ModelError> {
     let start = Instant::now();
-    let mut model = tracing::info_span!("load", module).in_scope(load)?;
+    let mut model = tracing::info_span!("load").in_scope(load)?;
     if model.lanes() == 0 {
         return Err(ModelError::new("the model has no lanes"));
     }
-    tracing::info!(
-        module,
-        lanes = model.lanes(),
-        "model loaded in {:.1} s",
-        start.elapsed().as_secs_f64()
-    );
+    tracing::info!(lanes = model.lanes(), "model loaded in {:.1} s", start.elapsed().as_secs_f64());
     if warmup {
-        let start = Instant::now();
-        tracing::info_span!("warmup", module)
-            .in_scope(|| warm_up(model.as_mut()))
-            .map_err(|error| ModelError { message: format!("warm-up failed: {error}"), ..error })?;
-        tracing::info!(module, "model warmed up in {:.1} s", start.elapsed().as_secs_f64());
+        tracing::info_span!("warm-up").in_scope(|| observed_warm_up(model.as_mut(), metrics))?;
+    } else {
+        metrics.warmup_skipped();
+        tracing::info!("warm-up skipped: it is switched off; the first sessions may wait longer");
     }
     Ok(model)
+}
+
+/// Warms a model up, counted and logged.
+fn observed_warm_up(
+    model: &mut dyn StreamingModel,
+    metrics: &ModuleMetrics,
+) -> Result<(), ModelError> {
+    tracing::info!("warm-up begins");
+    let start = Instant::now();
+    // Inside of `guarded` already; here so that a panic is counted as the failure it is.
+    let warmed = guarded(|| warm_up(model));
+    let took = start.elapsed();
+    match warmed {
+        Ok(()) => {
+            metrics.warmed_up(took);
+            tracing::info!(duration_s = took.as_secs_f64(), "warm-up done");
+            Ok(())
+        }
+        Err(error) => {
+            metrics.warmup_failed(took);
+            tracing::error!(duration_s = took.as_secs_f64(), "warm-up failed: {error}");
+            Err(ModelError { message: format!("warm-up failed: {error}"), ..error })
+        }
+    }
 }
 
 /// Steps the model until nobody will want it any more.
 fn serve(
     lanes: &Lanes,
     model: &mut dyn StreamingModel,
-    metrics: &Metrics,
+    metrics: &ModuleMetrics,
 ) -> Result<(), ModelError> {
     let mut turn = Turn::default();
     while let Some(next) = lanes.next_turn(turn) {
@@ -119,9 +138,9 @@ fn serve(
         lanes.were_reset(&turn);
         let frames = turn.frames();
         if !frames.is_empty() {
-            let start = Instant::now();
+            let step = metrics.step();
             let steps = checked_step(model, &frames)?;
-            metrics.step_duration.observe(start.elapsed().as_secs_f64());
+            step.done(frames.len());
             drop(frames);
             lanes.record(&turn, steps);
         }
@@ -169,4 +188,49 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelEr
             .unwrap_or_else(|| "no message".into());
         Err(ModelError::new(format!("panicked: {text}")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    /// Fails or panics in its first step.
+    struct Broken {
+        panics: bool,
+    }
+
+    impl StreamingModel for Broken {
+        fn lanes(&self) -> usize {
+            1
+        }
+
+        fn reset(&mut self, _: usize, _: u64) -> Result<(), ModelError> {
+            Ok(())
+        }
+
+        fn step(&mut self, _: &[LaneFrame<'_>]) -> Result<&[LaneStep], ModelError> {
+            assert!(!self.panics, "it panics");
+            Err(ModelError::new("it fails"))
+        }
+    }
+
+    #[test]
+    fn a_warm_up_that_fails_or_panics_is_counted_and_keeps_its_reason() {
+        for (panics, reason) in [(false, "it fails"), (true, "panicked: it panics")] {
+            let metrics = Metrics::new().unwrap();
+            let load = || Ok(Box::new(Broken { panics }) as Box<dyn StreamingModel>);
+            let error = prepare(true, &metrics.module("asr"), load).err().unwrap();
+            assert_eq!(error.message, format!("warm-up failed: {reason}"));
+            let (_, scrape) = metrics.render(|_| {}).unwrap();
+            let scrape = String::from_utf8(scrape).unwrap();
+            for line in [
+                "warmup_failure_total{module=\"asr\"} 1",
+                "warmup_success_total{module=\"asr\"} 0",
+                "warmup_duration_seconds_count{module=\"asr\"} 1",
+            ] {
+                assert!(scrape.contains(line), "{line}: {scrape}");
+            }
+        }
+    }
 }

@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 
 use crate::audio_file::{self, AudioFileError};
 use crate::close_code;
-use crate::lanes::{JoinError, Lanes, Seat};
+use crate::lanes::{Close, JoinError, Lanes, Seat, Visitor};
 use crate::limits;
+use crate::metrics::{Refusal, SessionEnd};
 use crate::protocol::OutMsg;
 
 /// Pieces of a file that are decoded before its lane takes them.
@@ -28,12 +29,27 @@ pub(crate) enum PostError {
     Body,
     #[error(transparent)]
     File(#[from] AudioFileError),
+    /// As [`PostError::File`], but only found out when a lane was taken already.
+    #[error(transparent)]
+    Broken(AudioFileError),
     #[error(transparent)]
     Join(#[from] JoinError),
     #[error("{why}")]
-    Ended { why: String, code: u16 },
+    Ended { why: String, close: Close },
     #[error("decoding failed")]
     Decoder,
+}
+
+impl PostError {
+    /// Why no lane was taken, if none was.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::EmptyBody | Self::File(_) => Some(Refusal::BadAudio),
+            Self::Body => Some(Refusal::TooLarge),
+            Self::Join(error) => Some(error.refusal()),
+            Self::Broken(_) | Self::Ended { .. } | Self::Decoder => None,
+        }
+    }
 }
 
 impl IntoResponse for PostError {
@@ -42,9 +58,11 @@ impl IntoResponse for PostError {
             Self::EmptyBody => StatusCode::BAD_REQUEST,
             Self::Body => StatusCode::PAYLOAD_TOO_LARGE,
             Self::File(AudioFileError::Unknown(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::File(_) => StatusCode::BAD_REQUEST,
+            Self::File(_) | Self::Broken(_) => StatusCode::BAD_REQUEST,
             Self::Join(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Ended { code: close_code::INVALID_DATA, .. } => StatusCode::BAD_REQUEST,
+            Self::Ended { close: Close { code: close_code::INVALID_DATA, .. }, .. } => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Ended { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Decoder => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -55,7 +73,11 @@ impl IntoResponse for PostError {
 }
 
 /// The words of an audio file, as the messages a stream would have got.
-pub(crate) async fn transcribe(lanes: &Arc<Lanes>, file: Bytes) -> Result<Vec<OutMsg>, PostError> {
+pub(crate) async fn transcribe(
+    lanes: &Arc<Lanes>,
+    visitor: Visitor,
+    file: Bytes,
+) -> Result<Vec<OutMsg>, PostError> {
     if file.is_empty() {
         return Err(PostError::EmptyBody);
     }
@@ -69,7 +91,8 @@ pub(crate) async fn transcribe(lanes: &Arc<Lanes>, file: Bytes) -> Result<Vec<Ou
         decoder.await.map_err(|_| PostError::Decoder)??;
         return Err(AudioFileError::Silent.into());
     };
-    let seat = lanes.join_within(limits::POST_LANE_WAIT).await?;
+    let seat = lanes.join_within(visitor, limits::POST_LANE_WAIT).await?;
+    tracing::Span::current().record("lane", seat.lane());
     let push = async {
         let mut samples = first.len();
         let mut pushed = seat.push_pcm(&first).await;
@@ -88,9 +111,20 @@ pub(crate) async fn transcribe(lanes: &Arc<Lanes>, file: Bytes) -> Result<Vec<Ou
     };
     let (words, ()) = tokio::join!(collect(&seat), push);
     decoded.close();
-    let words = words?;
-    decoder.await.map_err(|_| PostError::Decoder)??;
-    Ok(words)
+    let words = match words {
+        Ok(words) => match decoder.await {
+            Ok(Ok(())) => Ok(words),
+            Ok(Err(error)) => Err(PostError::Broken(error)),
+            Err(_) => Err(PostError::Decoder),
+        },
+        Err(error) => Err(error),
+    };
+    seat.leave(match &words {
+        Ok(_) => SessionEnd::Completed,
+        Err(PostError::Ended { close, .. }) => close.end,
+        Err(_) => SessionEnd::Invalid,
+    });
+    words
 }
 
 /// The words up to the marker.
@@ -108,7 +142,8 @@ async fn collect(seat: &Seat) -> Result<Vec<OutMsg>, PostError> {
             }
         }
         if let Some(close) = close {
-            return Err(PostError::Ended { why: error.unwrap_or(close.reason), code: close.code });
+            let why = error.unwrap_or_else(|| close.reason.clone());
+            return Err(PostError::Ended { why, close });
         }
     }
 }

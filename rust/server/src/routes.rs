@@ -14,15 +14,17 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_http::services::ServeDir;
-use tracing::Instrument;
+use tracing::{Instrument, Span, field};
 
 use crate::app::{App, Module};
 use crate::build_info::build_info;
-use crate::lanes::JoinError;
+use crate::lanes::{JoinError, Visitor};
 use crate::limits::{MAX_MESSAGE_READ_BYTES, MAX_POST_BYTES};
 use crate::logging::traces::adopt_parent;
+use crate::metrics::{Label, Refusal, SessionKind};
 use crate::post::{PostError, transcribe};
-use crate::{close_code, session};
+use crate::protocol::OutMsg;
+use crate::{close_code, scrape, session};
 
 /// Paths of the server's own routes, which no module can have.
 pub(crate) const BUILT_IN_PATHS: [&str; 5] =
@@ -76,7 +78,7 @@ async fn modules_info(State(app): Shared) -> Json<Vec<Value>> {
 }
 
 async fn metrics(State(app): Shared) -> Response {
-    match app.metrics.render() {
+    match scrape::render(&app) {
         Ok((content_type, body)) => ([(header::CONTENT_TYPE, content_type)], body).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
@@ -130,13 +132,19 @@ async fn stream(
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     if !has_key(&app, &headers, query.ok().map(|Query(query)| query).as_ref()) {
+        module.metrics().refused(Refusal::Unauthorized);
         return unauthorized();
     }
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
-        Err(rejection) => return rejection.into_response(),
+        Err(rejection) => {
+            module.metrics().refused(Refusal::BadRequest);
+            return rejection.into_response();
+        }
     };
     app.metrics.connect.inc();
+    let visitor = app.visitor(SessionKind::Stream);
+    let span = session_span(&module, visitor, &headers);
     let present = app.sessions.enter();
     upgrade
         .max_message_size(MAX_MESSAGE_READ_BYTES)
@@ -144,29 +152,40 @@ async fn stream(
         .write_buffer_size(0)
         .on_upgrade(async move |socket| {
             let (patience, going_away) = (app.patience, app.going_away.subscribe());
-            match module.lanes.join() {
-                Ok(seat) => {
-                    let span = tracing::info_span!(
-                        "session",
-                        id = seat.session(),
-                        module = module.name,
-                        lane = seat.lane()
-                    );
-                    adopt_parent(&span, &headers);
-                    tracing::info!(parent: &span, %peer, "session begins");
-                    session::serve(socket, seat, patience, going_away).instrument(span).await;
+            let session = async {
+                match module.lanes.join(visitor) {
+                    Ok(seat) => {
+                        Span::current().record("lane", seat.lane());
+                        tracing::info!(%peer, "session begins");
+                        session::serve(socket, seat, patience, going_away).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%peer, "session refused: {error}");
+                        module.metrics().refused(error.refusal());
+                        let code = match error {
+                            JoinError::Full => close_code::TRY_AGAIN_LATER,
+                            JoinError::Unavailable(_) => close_code::GOING_AWAY,
+                        };
+                        session::refuse(socket, &error.to_string(), code, patience).await;
+                    }
                 }
-                Err(error) => {
-                    tracing::warn!(module = module.name, %peer, "session refused: {error}");
-                    let code = match error {
-                        JoinError::Full => close_code::TRY_AGAIN_LATER,
-                        JoinError::Unavailable(_) => close_code::GOING_AWAY,
-                    };
-                    session::refuse(socket, &error.to_string(), code, patience).await;
-                }
-            }
+            };
+            session.instrument(span).await;
             drop(present);
         })
+}
+
+/// What everything that is logged about a session belongs to.
+fn session_span(module: &Module, visitor: Visitor, headers: &HeaderMap) -> Span {
+    let span = tracing::info_span!(
+        "session",
+        id = visitor.session,
+        module = module.name,
+        kind = visitor.kind.value(),
+        lane = field::Empty
+    );
+    adopt_parent(&span, headers);
+    span
 }
 
 async fn file(
@@ -178,19 +197,37 @@ async fn file(
 ) -> Response {
     // Before the body is read: nobody without a key makes the server hold 100 MB.
     if !has_key(&app, &headers, query.ok().map(|Query(query)| query).as_ref()) {
+        module.metrics().refused(Refusal::Unauthorized);
         return unauthorized();
     }
-    let span = tracing::info_span!("file", module = module.name, %peer);
-    adopt_parent(&span, &headers);
+    let visitor = app.visitor(SessionKind::File);
+    let span = session_span(&module, visitor, &headers);
     let answer = async {
+        tracing::info!(%peer, "a file comes in");
         let body = axum::body::to_bytes(body, MAX_POST_BYTES).await.map_err(|_| PostError::Body)?;
-        transcribe(&module.lanes, body).await
+        module.metrics().received(body.len());
+        let words = transcribe(&module.lanes, visitor, body).await?;
+        tracing::info!(messages = words.len(), "the file is transcribed");
+        Ok::<_, PostError>(words)
     };
     match answer.instrument(span.clone()).await {
-        Ok(words) => Json(words).into_response(),
+        Ok(words) => transcript(&module, &words),
         Err(error) => {
-            tracing::warn!(parent: &span, "file refused: {error}");
+            tracing::warn!(parent: &span, "no transcript: {error}");
+            if let Some(refusal) = error.refusal() {
+                module.metrics().refused(refusal);
+            }
             error.into_response()
         }
+    }
+}
+
+fn transcript(module: &Module, words: &[OutMsg]) -> Response {
+    match serde_json::to_vec(words) {
+        Ok(body) => {
+            module.metrics().sent(body.len());
+            ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }

@@ -14,6 +14,7 @@ use crate::app::until_going_away;
 use crate::close_code;
 use crate::lanes::{Close, Ended, Seat};
 use crate::limits::{CLOSE_HANDSHAKE, MAX_MESSAGE_BYTES, Patience};
+use crate::metrics::{Label, SessionEnd};
 use crate::ogg_opus::OggOpusDecoder;
 use crate::protocol::{self, DecodeError, InMsg, OutMsg};
 
@@ -21,11 +22,11 @@ use crate::protocol::{self, DecodeError, InMsg, OutMsg};
 #[derive(Debug)]
 enum ReadEnd {
     /// The peer closed the connection, or it broke.
-    PeerLeft,
+    PeerLeft(SessionEnd),
     /// The lane ended the session; what there is to say is in its output.
     LaneEnded,
     /// The peer cannot be served any further.
-    Refused { error: String, code: u16 },
+    Refused { error: String, end: SessionEnd, code: u16 },
 }
 
 impl From<Ended> for ReadEnd {
@@ -39,8 +40,8 @@ impl From<Ended> for ReadEnd {
 enum WriteEnd {
     /// Everything was sent but the close frame.
     Over(Close),
-    /// The peer does not read, or the connection broke.
-    Broken(&'static str),
+    /// Nothing more can be sent, and why.
+    Broken(SessionEnd, &'static str),
 }
 
 /// Serves one session to its end and frees its lane.
@@ -61,32 +62,38 @@ pub(crate) async fn serve<S, E>(
         tokio::pin!(read, write);
         tokio::select! {
             end = &mut read => match end {
-                ReadEnd::PeerLeft => WriteEnd::Broken("the peer left"),
+                ReadEnd::PeerLeft(end) => WriteEnd::Broken(end, "the peer left"),
                 ReadEnd::LaneEnded => write.await,
-                ReadEnd::Refused { error, code } => {
-                    seat.end(Some(error.clone()), code, &error);
+                ReadEnd::Refused { error, end, code } => {
+                    seat.end(Some(error.clone()), end, code, &error);
                     refusal = Some(error);
                     write.await
                 }
             },
             end = &mut write => end,
             () = until_going_away(going_away) => {
-                seat.end(None, close_code::GOING_AWAY, "the server is shutting down");
+                let reason = "the server is shutting down";
+                seat.end(None, SessionEnd::Shutdown, close_code::GOING_AWAY, reason);
                 write.await
             }
         }
     };
     let steps = seat.steps();
+    let counts_as = match &end {
+        WriteEnd::Over(close) => close.end,
+        WriteEnd::Broken(end, _) => *end,
+    };
     // Free before the peer hears of the end: it may be back a moment later.
-    drop(seat);
+    seat.leave(counts_as);
     let ended = match end {
-        WriteEnd::Over(close) => {
-            send(&mut sink, close_frame(close), patience).await.err().unwrap_or("closed")
-        }
-        WriteEnd::Broken(why) => why,
+        WriteEnd::Over(close) => send(&mut sink, close_frame(close.code, close.reason), patience)
+            .await
+            .err()
+            .map_or("closed", |(_, why)| why),
+        WriteEnd::Broken(_, why) => why,
     };
     let refusal = refusal.map(|error| error + "; ").unwrap_or_default();
-    tracing::info!(steps, "session over: {refusal}{ended}");
+    tracing::info!(steps, end = counts_as.value(), "session over: {refusal}{ended}");
     linger(&mut sink, &mut stream).await;
 }
 
@@ -97,8 +104,7 @@ where
 {
     let (mut sink, mut stream) = socket.split();
     let error = OutMsg::Error { message: message.to_string() };
-    let close = Close { code, reason: message.to_string() };
-    for message in [binary(&error), close_frame(close)] {
+    for message in [Message::Binary(binary(&error)), close_frame(code, message.to_string())] {
         if !matches!(timeout(patience.not_reading, sink.send(message)).await, Ok(Ok(()))) {
             return;
         }
@@ -138,14 +144,16 @@ where
                     ("no answer to pings", patience.silent)
                 };
                 let error = format!("{what} for {} s", after.as_secs());
-                return ReadEnd::Refused { error, code: close_code::POLICY };
+                return ReadEnd::Refused { error, end: SessionEnd::Idle, code: close_code::POLICY };
             }
-            Ok(None | Some(Ok(Message::Close(_)))) => return ReadEnd::PeerLeft,
+            Ok(Some(Ok(Message::Close(_)))) => return ReadEnd::PeerLeft(SessionEnd::Completed),
+            Ok(None) => return ReadEnd::PeerLeft(SessionEnd::Lost),
             Ok(Some(Err(error))) => return broken(&error),
             Ok(Some(Ok(Message::Binary(bytes)))) => bytes,
             // Pings are answered below us; text is nothing we know, and harmless.
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_)))) => continue,
         };
+        seat.metrics().received(message.len());
         if let Err(end) = take(&message, seat, &mut opus).await {
             return end;
         }
@@ -160,13 +168,11 @@ async fn take(bytes: &Bytes, seat: &Seat, opus: &mut OggOpusDecoder) -> Result<(
             "a message of {} bytes is too long; send at most {MAX_MESSAGE_BYTES}",
             bytes.len()
         );
-        return Err(ReadEnd::Refused { error, code: close_code::TOO_BIG });
+        return Err(refused(error, close_code::TOO_BIG));
     }
-    let invalid = |error: String| ReadEnd::Refused { error, code: close_code::INVALID_DATA };
+    let invalid = |error: String| refused(error, close_code::INVALID_DATA);
     let message = protocol::decode(bytes).map_err(|error| match error {
-        DecodeError::UnknownType(_) => {
-            ReadEnd::Refused { error: error.to_string(), code: close_code::UNSUPPORTED }
-        }
+        DecodeError::UnknownType(_) => refused(error.to_string(), close_code::UNSUPPORTED),
         DecodeError::Malformed(_) => invalid(error.to_string()),
     })?;
     match message {
@@ -186,16 +192,21 @@ async fn take(bytes: &Bytes, seat: &Seat, opus: &mut OggOpusDecoder) -> Result<(
     Ok(())
 }
 
+/// What the peer sent cannot be used.
+fn refused(error: String, code: u16) -> ReadEnd {
+    ReadEnd::Refused { error, end: SessionEnd::Invalid, code }
+}
+
 /// A message over the limit deserves an explanation; a broken connection can hear none.
 fn broken(error: &(dyn StdError + 'static)) -> ReadEnd {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(tungstenite::Error::Capacity(error)) = error.downcast_ref() {
-            return ReadEnd::Refused { error: error.to_string(), code: close_code::TOO_BIG };
+            return refused(error.to_string(), close_code::TOO_BIG);
         }
         cause = error.source();
     }
-    ReadEnd::PeerLeft
+    ReadEnd::PeerLeft(SessionEnd::Lost)
 }
 
 async fn write<T>(sink: &mut T, seat: &Seat, patience: Patience) -> WriteEnd
@@ -208,16 +219,19 @@ where
         let (messages, close) = tokio::select! {
             output = seat.output() => output,
             _ = pings.tick() => {
-                if let Err(why) = send(sink, Message::Ping(Bytes::new()), patience).await {
-                    return WriteEnd::Broken(why);
+                if let Err((end, why)) = send(sink, Message::Ping(Bytes::new()), patience).await {
+                    return WriteEnd::Broken(end, why);
                 }
                 continue;
             }
         };
         for message in &messages {
-            if let Err(why) = send(sink, binary(message), patience).await {
-                return WriteEnd::Broken(why);
+            let message = binary(message);
+            let bytes = message.len();
+            if let Err((end, why)) = send(sink, Message::Binary(message), patience).await {
+                return WriteEnd::Broken(end, why);
             }
+            seat.metrics().sent(bytes);
         }
         if let Some(close) = close {
             return WriteEnd::Over(close);
@@ -226,28 +240,31 @@ where
 }
 
 /// Sends a message, or says why that is impossible.
-async fn send<T>(sink: &mut T, message: Message, patience: Patience) -> Result<(), &'static str>
+async fn send<T>(
+    sink: &mut T,
+    message: Message,
+    patience: Patience,
+) -> Result<(), (SessionEnd, &'static str)>
 where
     T: Sink<Message> + Unpin,
 {
     match timeout(patience.not_reading, sink.send(message)).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err("the connection broke"),
-        Err(_) => Err("the peer does not read what it is sent"),
+        Ok(Err(_)) => Err((SessionEnd::Lost, "the connection broke")),
+        Err(_) => Err((SessionEnd::NotReading, "the peer does not read what it is sent")),
     }
 }
 
-fn binary(message: &OutMsg) -> Message {
-    Message::Binary(message.encode().into())
+fn binary(message: &OutMsg) -> Bytes {
+    message.encode().into()
 }
 
-fn close_frame(close: Close) -> Message {
+fn close_frame(code: u16, mut reason: String) -> Message {
     // A control frame holds 125 bytes, the code included.
-    let mut reason = close.reason;
     while reason.len() > 123 {
         reason.pop();
     }
-    Message::Close(Some(CloseFrame { code: close.code, reason: Utf8Bytes::from(reason) }))
+    Message::Close(Some(CloseFrame { code, reason: Utf8Bytes::from(reason) }))
 }
 
 #[cfg(test)]

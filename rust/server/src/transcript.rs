@@ -1,14 +1,14 @@
 //! From text tokens to words with times (Delayed Streams Modeling, arXiv:2509.08753).
 
-use moshi_ctl_core::units::{FRAME_RATE_HZ, TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING};
+use moshi_ctl_core::units::{TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING};
 
 use crate::limits::WORD_TOKENS;
 
-/// Something the tokens of a stream said. Times are in seconds since the stream's start.
+/// Something the tokens of a stream said. Times are in frames since the stream's start.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Spoken {
-    Word { tokens: Vec<u32>, start_s: f64 },
-    EndWord { stop_s: f64 },
+    Word { tokens: Vec<u32>, start: u64 },
+    EndWord { stop: u64 },
 }
 
 /// The words of one stream. A text token lags the audio it is about by `delay` frames.
@@ -19,12 +19,12 @@ pub(crate) struct Transcript {
     word: Vec<u32>,
     /// Whether a word was sent whose end was not.
     unended: bool,
-    last_stop_s: f64,
+    last_stop: u64,
 }
 
 impl Transcript {
     pub(crate) fn new(delay: usize) -> Self {
-        Self { delay: delay as u64, steps: 0, word: Vec::new(), unended: false, last_stop_s: 0.0 }
+        Self { delay: delay as u64, steps: 0, word: Vec::new(), unended: false, last_stop: 0 }
     }
 
     /// Frames processed since the stream's start.
@@ -44,15 +44,14 @@ impl Transcript {
         }
         if !self.word.is_empty() && (!is_text || self.word.len() >= WORD_TOKENS) {
             let tokens = std::mem::take(&mut self.word);
-            say(Spoken::Word { tokens, start_s: self.last_stop_s });
+            say(Spoken::Word { tokens, start: self.last_stop });
             self.unended = true;
         }
         if token == TEXT_TOKEN_END_OF_PADDING {
-            let stop_s = (self.steps - self.delay) as f64 / FRAME_RATE_HZ;
+            self.last_stop = self.steps - self.delay;
             if std::mem::take(&mut self.unended) {
-                say(Spoken::EndWord { stop_s });
+                say(Spoken::EndWord { stop: self.last_stop });
             }
-            self.last_stop_s = stop_s;
         }
     }
 }
@@ -74,8 +73,8 @@ mod tests {
         said
     }
 
-    fn word(tokens: &[u32], start_s: f64) -> Spoken {
-        Spoken::Word { tokens: tokens.to_vec(), start_s }
+    fn word(tokens: &[u32], start: u64) -> Spoken {
+        Spoken::Word { tokens: tokens.to_vec(), start }
     }
 
     #[test]
@@ -84,11 +83,7 @@ mod tests {
         let tokens = [PAD, END, 10, 11, PAD, PAD, END, 12, PAD];
         assert_eq!(
             said(0, &tokens),
-            [
-                word(&[10, 11], 2.0 / 12.5),
-                Spoken::EndWord { stop_s: 7.0 / 12.5 },
-                word(&[12], 7.0 / 12.5),
-            ]
+            [word(&[10, 11], 2), Spoken::EndWord { stop: 7 }, word(&[12], 7),]
         );
     }
 
@@ -98,10 +93,10 @@ mod tests {
         assert_eq!(
             said(0, &tokens),
             [
-                word(&[10], 1.0 / 12.5),
-                Spoken::EndWord { stop_s: 3.0 / 12.5 },
-                word(&[11], 3.0 / 12.5),
-                Spoken::EndWord { stop_s: 5.0 / 12.5 },
+                word(&[10], 1),
+                Spoken::EndWord { stop: 3 },
+                word(&[11], 3),
+                Spoken::EndWord { stop: 5 },
             ]
         );
     }
@@ -110,11 +105,8 @@ mod tests {
     fn tokens_before_the_delay_say_nothing_and_times_count_from_it() {
         // The fourth step is the first at the delay; its time is 0.
         let tokens = [10, 11, 12, END, 13, PAD];
-        assert_eq!(said(4, &tokens), [word(&[13], 0.0)]);
-        assert_eq!(
-            said(3, &tokens),
-            [word(&[12], 0.0), Spoken::EndWord { stop_s: 1.0 / 12.5 }, word(&[13], 1.0 / 12.5)]
-        );
+        assert_eq!(said(4, &tokens), [word(&[13], 0)]);
+        assert_eq!(said(3, &tokens), [word(&[12], 0), Spoken::EndWord { stop: 1 }, word(&[13], 1)]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use axum::serve::ListenerExt;
 use moshi_ctl_core::{ModelError, StreamingModel};
@@ -12,8 +13,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::app::{App, Module, Presence, until_going_away};
-use crate::close_code;
 use crate::config::{AsrModule, Config, ConfigError, ModuleConfig};
+use crate::gpu::{GpuWatch, ReadGpus};
 use crate::limits::{DRAIN_DEADLINE, FAILURE_GRACE, Patience};
 use crate::metrics::Metrics;
 use crate::model_thread::{ModelFailure, ModelThread};
@@ -36,6 +37,9 @@ pub struct WorkerOptions {
     pub api_keys: Option<Vec<String>>,
     /// Secret of JSON Web Tokens (HS256) that are keys beside the plain ones; blank is none.
     pub jwt_secret: Option<String>,
+    /// What asks the machine's cards how they are, every few seconds on a thread of its own; none
+    /// without a card.
+    pub read_gpus: Option<ReadGpus>,
 }
 
 /// Loads the model of the module with this name; called on the thread that will step it. The model
@@ -184,7 +188,7 @@ impl Worker {
     /// When anything the configuration asks for is not to be had.
     pub async fn start(
         config: Config,
-        options: WorkerOptions,
+        mut options: WorkerOptions,
         load: LoadModel,
     ) -> Result<RunningWorker, WorkerError> {
         let keys = keys(&config, &options)?;
@@ -203,7 +207,7 @@ impl Worker {
                 warmup,
                 delay,
                 text,
-                metrics: metrics.clone(),
+                metrics: metrics.module(&name),
                 failures: failures.clone(),
                 present: threads.enter(),
             };
@@ -213,7 +217,7 @@ impl Worker {
                 Err(error) => {
                     // Their threads end, and the memory of their models is free again.
                     for module in modules {
-                        module.lanes.finish("the start failed", None, close_code::GOING_AWAY);
+                        module.lanes.shut_down("the start failed");
                     }
                     return Err(error);
                 }
@@ -223,10 +227,12 @@ impl Worker {
             modules,
             keys,
             metrics,
+            gpus: GpuWatch::new(options.read_gpus.take()),
             patience: Patience::default(),
             going_away: watch::Sender::new(false),
             sessions: Presence::new(),
             threads,
+            visitors: AtomicU64::new(0),
         });
         let addr = port.addr();
         let listener = port.open().map_err(|error| port_error(addr, &error))?;
@@ -339,7 +345,7 @@ async fn supervise(
         tracing::warn!("some sessions did not end in time");
     }
     for module in &app.modules {
-        module.lanes.finish("the server is shutting down", None, close_code::GOING_AWAY);
+        module.lanes.shut_down("the server is shutting down");
     }
     if timeout_at(deadline, &mut server).await.is_err() {
         server.abort();
@@ -347,5 +353,6 @@ async fn supervise(
     if timeout_at(deadline, app.threads.nobody()).await.is_err() {
         tracing::warn!("a model is still in the middle of a step");
     }
+    app.gpus.stop();
     result
 }

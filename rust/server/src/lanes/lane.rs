@@ -2,19 +2,25 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use moshi_ctl_core::units::FRAME_SAMPLES;
+use moshi_ctl_core::units::{FRAME_DURATION, FRAME_SAMPLES, seconds};
 use moshi_ctl_core::{LaneFault, Prediction};
 use tokio::sync::Notify;
+use tracing::Span;
 
 use crate::limits;
+use crate::metrics::{ModuleMetrics, SessionEnd};
 use crate::protocol::OutMsg;
 use crate::tokenizer::TextDecoder;
 use crate::transcript::{Spoken, Transcript};
 
-/// How a session ends: the WebSocket close code and its reason.
+use super::arrivals::Arrivals;
+
+/// How a session ends: for the books, and as the WebSocket close code and its reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Close {
+    pub(crate) end: SessionEnd,
     pub(crate) code: u16,
     pub(crate) reason: String,
 }
@@ -34,6 +40,7 @@ struct Stream {
     pcm: VecDeque<f32>,
     /// Samples that ever came in.
     received: u64,
+    arrivals: Arrivals,
     /// Step after which each unanswered marker is due, and its id; in the order they came.
     markers: VecDeque<(u64, i64)>,
 }
@@ -43,6 +50,8 @@ struct Stream {
 pub(super) struct Lane {
     /// Tells this occupant of the lane from those before and after.
     pub(super) session: u64,
+    /// What is logged about the session belongs here.
+    pub(super) span: Span,
     pub(super) bells: Arc<Bells>,
     delay: usize,
     /// The stream being processed, and those that `Init`s queued behind it.
@@ -59,6 +68,7 @@ impl Lane {
     pub(super) fn new(session: u64, delay: usize) -> Self {
         Self {
             session,
+            span: Span::current(),
             bells: Arc::default(),
             delay,
             streams: VecDeque::from([Stream::default()]),
@@ -87,7 +97,8 @@ impl Lane {
         limits::LANE_INPUT_SAMPLES.saturating_sub(self.waiting())
     }
 
-    fn waiting(&self) -> usize {
+    /// Samples that came in and were not taken.
+    pub(super) fn waiting(&self) -> usize {
         self.streams.iter().map(|stream| stream.pcm.len()).sum()
     }
 
@@ -95,6 +106,7 @@ impl Lane {
         if let Some(stream) = self.streams.back_mut() {
             stream.pcm.extend(pcm);
             stream.received += pcm.len() as u64;
+            stream.arrivals.note(stream.received / FRAME_SAMPLES as u64, Instant::now());
         }
     }
 
@@ -168,7 +180,12 @@ impl Lane {
     }
 
     /// What the model says about the frame taken last.
-    pub(super) fn record(&mut self, prediction: &Prediction, text: &TextDecoder) {
+    pub(super) fn record(
+        &mut self,
+        prediction: &Prediction,
+        text: &TextDecoder,
+        metrics: &ModuleMetrics,
+    ) {
         let mut spoken = Vec::new();
         self.transcript.step(prediction.text_token, |said| spoken.push(said));
         self.total_steps += 1;
@@ -179,10 +196,11 @@ impl Lane {
         }
         for said in spoken {
             self.say(match said {
-                Spoken::Word { tokens, start_s } => {
-                    OutMsg::Word { text: text.decode(&tokens), start_time: start_s }
+                Spoken::Word { tokens, start } => {
+                    metrics.word(self.latency(start));
+                    OutMsg::Word { text: text.decode(&tokens), start_time: seconds(start) }
                 }
-                Spoken::EndWord { stop_s } => OutMsg::EndWord { stop_time: stop_s },
+                Spoken::EndWord { stop } => OutMsg::EndWord { stop_time: seconds(stop) },
             });
         }
         self.answer_due_markers();
@@ -194,7 +212,25 @@ impl Lane {
             LaneFault::NonFiniteAudio => crate::close_code::INVALID_DATA,
             LaneFault::NonFiniteLogits => crate::close_code::INTERNAL_ERROR,
         };
-        self.end(Some(fault.to_string()), Close { code, reason: "the stream cannot go on".into() });
+        let reason = "the stream cannot go on".into();
+        self.end(Some(fault.to_string()), Close { end: SessionEnd::BadAudio, code, reason });
+    }
+
+    /// How long ago the frame arrived with which a word begins, unless the audio comes from a file.
+    fn latency(&self, start_frame: u64) -> Option<Duration> {
+        let arrivals = &self.streams.front()?.arrivals;
+        let processed_last = self.transcript.steps().checked_sub(1)?;
+        let arrival = arrivals.of(start_frame)?;
+        arrivals.is_live(processed_last).then(|| arrival.elapsed())
+    }
+
+    /// Audio of the stream being processed that has arrived, and that would have been spoken by
+    /// now, but is not processed; whole frames only.
+    pub(super) fn lag(&self, now: Instant) -> Duration {
+        let Some(stream) = self.streams.front() else { return Duration::ZERO };
+        let processed = if self.starting { 0 } else { self.transcript.steps() };
+        let due = stream.arrivals.due(now).min(stream.received / FRAME_SAMPLES as u64);
+        FRAME_DURATION * u32::try_from(due.saturating_sub(processed)).unwrap_or(u32::MAX)
     }
 
     fn answer_due_markers(&mut self) {

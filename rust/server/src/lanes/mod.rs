@@ -4,20 +4,24 @@
 //! model's thread to collect a step's frames and to hand out its results; the step itself runs
 //! without it.
 
+mod arrivals;
 mod lane;
 mod seat;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use moshi_ctl_core::units::FRAME_SAMPLES;
+use moshi_ctl_core::units::{FRAME_SAMPLES, SAMPLE_RATE_HZ};
 use moshi_ctl_core::{LaneFrame, LaneStep};
 use tokio::sync::Notify;
 
 use crate::close_code;
-use crate::metrics::Metrics;
+use crate::metrics::{ModuleMetrics, Refusal, SessionEnd, SessionKind};
 use crate::tokenizer::TextDecoder;
 use lane::Lane;
 
+#[cfg(feature = "measure")]
+pub(crate) use arrivals::Arrivals;
 pub(crate) use lane::Close;
 pub(crate) use seat::{Ended, Seat};
 
@@ -28,6 +32,36 @@ pub(crate) enum JoinError {
     Full,
     #[error("{0}")]
     Unavailable(String),
+}
+
+impl JoinError {
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Self::Full => Refusal::Full,
+            Self::Unavailable(_) => Refusal::Unavailable,
+        }
+    }
+}
+
+/// Who wants a lane.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Visitor {
+    /// Number of the session among all of the server.
+    pub(crate) session: u64,
+    pub(crate) kind: SessionKind,
+}
+
+/// How the lanes are doing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Standing {
+    pub(crate) offered: usize,
+    pub(crate) used: usize,
+    /// Whether steps will still be made.
+    pub(crate) alive: bool,
+    /// Of the slowest lane: audio that should be processed by now, and is not.
+    pub(crate) lag: Duration,
+    /// Seconds of audio of all lanes that are not processed.
+    pub(crate) backlog_s: f64,
 }
 
 /// The lanes of one model.
@@ -41,13 +75,12 @@ pub(crate) struct Lanes {
     /// Frames between a sound and the text for it.
     delay: usize,
     text: TextDecoder,
-    metrics: Metrics,
+    metrics: ModuleMetrics,
 }
 
 #[derive(Debug)]
 struct State {
     lanes: Vec<Option<Lane>>,
-    next_session: u64,
     /// Why no step will be made any more.
     over: Option<String>,
 }
@@ -83,10 +116,15 @@ impl Turn {
 }
 
 impl Lanes {
-    pub(crate) fn new(count: usize, delay: usize, text: TextDecoder, metrics: Metrics) -> Self {
+    pub(crate) fn new(
+        count: usize,
+        delay: usize,
+        text: TextDecoder,
+        metrics: ModuleMetrics,
+    ) -> Self {
         let lanes = (0..count).map(|_| None).collect();
         Self {
-            state: Mutex::new(State { lanes, next_session: 1, over: None }),
+            state: Mutex::new(State { lanes, over: None }),
             work: Condvar::new(),
             freed: Notify::new(),
             delay,
@@ -112,19 +150,36 @@ impl Lanes {
         self.state().over.clone()
     }
 
-    /// Takes a free lane. Its first message will be `Ready`.
-    pub(crate) fn join(self: &Arc<Self>) -> Result<Seat, JoinError> {
+    pub(crate) fn metrics(&self) -> &ModuleMetrics {
+        &self.metrics
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        let state = self.state();
+        let now = Instant::now();
+        let occupied = || state.lanes.iter().flatten();
+        let waiting: usize = occupied().map(Lane::waiting).sum();
+        Standing {
+            offered: state.lanes.len(),
+            used: occupied().count(),
+            alive: state.over.is_none(),
+            lag: occupied().map(|lane| lane.lag(now)).max().unwrap_or_default(),
+            backlog_s: waiting as f64 / f64::from(SAMPLE_RATE_HZ),
+        }
+    }
+
+    /// Takes a free lane. Its first message will be `Ready`. What is logged about the session
+    /// goes to the current span.
+    pub(crate) fn join(self: &Arc<Self>, visitor: Visitor) -> Result<Seat, JoinError> {
         let mut state = self.state();
         if let Some(reason) = &state.over {
             return Err(JoinError::Unavailable(reason.clone()));
         }
         let free = state.lanes.iter().position(Option::is_none).ok_or(JoinError::Full)?;
-        let session = state.next_session;
-        state.next_session += 1;
-        let lane = Lane::new(session, self.delay);
-        let seat = Seat::new(Arc::clone(self), free, session, Arc::clone(&lane.bells));
+        let lane = Lane::new(visitor.session, self.delay);
+        let seat = Seat::new(Arc::clone(self), free, visitor, Arc::clone(&lane.bells));
         state.lanes[free] = Some(lane);
-        self.metrics.open_channels.inc();
+        self.metrics.session_began(visitor.kind);
         self.work.notify_one();
         Ok(seat)
     }
@@ -132,13 +187,14 @@ impl Lanes {
     /// [`Lanes::join`], but waits up to `patience` for a lane to become free.
     pub(crate) async fn join_within(
         self: &Arc<Self>,
-        patience: std::time::Duration,
+        visitor: Visitor,
+        patience: Duration,
     ) -> Result<Seat, JoinError> {
         let waiting = async {
             loop {
                 // Registered before looking, so that no lane freed in between is missed.
                 let freed = self.freed.notified();
-                match self.join() {
+                match self.join(visitor) {
                     Err(JoinError::Full) => freed.await,
                     joined => return joined,
                 }
@@ -188,21 +244,27 @@ impl Lanes {
             // Whoever the frame was for may be gone, and somebody else in its place.
             let Some(lane) = state.at(*place) else { continue };
             match &step.outcome {
-                Ok(prediction) => lane.record(prediction, &self.text),
+                Ok(prediction) => lane.record(prediction, &self.text, &self.metrics),
                 &Err(fault) => {
-                    tracing::warn!(session = lane.session, lane = place.lane, %fault, "lane fault");
+                    tracing::warn!(parent: &lane.span, %fault, "lane fault");
                     lane.fault(fault);
                 }
             }
         }
     }
 
+    /// Nobody is served any more, for a reason that is nobody's fault.
+    pub(crate) fn shut_down(&self, reason: &str) {
+        self.finish(reason, None, SessionEnd::Shutdown, close_code::GOING_AWAY);
+    }
+
     /// Makes every session end and lets nobody join any more.
-    pub(crate) fn finish(&self, reason: &str, error: Option<&str>, code: u16) {
+    fn finish(&self, reason: &str, error: Option<&str>, end: SessionEnd, code: u16) {
         let mut state = self.state();
         state.over.get_or_insert_with(|| reason.to_string());
         for lane in state.lanes.iter_mut().flatten() {
-            lane.end(error.map(str::to_string), Close { code, reason: reason.to_string() });
+            let reason = reason.to_string();
+            lane.end(error.map(str::to_string), Close { end, code, reason });
         }
         self.work.notify_one();
         self.freed.notify_waiters();
@@ -211,15 +273,15 @@ impl Lanes {
     /// The model failed.
     pub(crate) fn fail(&self, reason: &str) {
         let to_clients = "the model failed and the server is stopping";
-        self.finish(reason, Some(to_clients), close_code::INTERNAL_ERROR);
+        let end = SessionEnd::ModelFailed;
+        self.finish(reason, Some(to_clients), end, close_code::INTERNAL_ERROR);
     }
 
-    fn leave(&self, index: usize, session: u64) {
+    fn leave(&self, index: usize, visitor: Visitor, end: SessionEnd) {
         let mut state = self.state();
-        let place = Place { lane: index, session };
+        let place = Place { lane: index, session: visitor.session };
         if let Some(lane) = state.at(place) {
-            self.metrics.num_steps.observe(lane.total_steps() as f64);
-            self.metrics.open_channels.dec();
+            self.metrics.session_ended(visitor.kind, end, lane.total_steps());
             state.lanes[index] = None;
             self.freed.notify_one();
         }

@@ -3,30 +3,32 @@
 use std::sync::Arc;
 
 use super::lane::{Bells, Close, Lane};
-use super::{Lanes, Place};
+use super::{Lanes, Place, Visitor};
+use crate::metrics::{ModuleMetrics, SessionEnd};
 use crate::protocol::OutMsg;
 
 /// The lane takes nothing any more; what there is to say about it is in its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ended;
 
-/// The right to a lane. Dropping it frees the lane at once.
+/// The right to a lane. Dropping it frees the lane at once; without [`Seat::leave`] the session
+/// counts as lost.
 #[derive(Debug)]
 pub(crate) struct Seat {
     lanes: Arc<Lanes>,
     lane: usize,
-    session: u64,
+    visitor: Visitor,
     bells: Arc<Bells>,
+    end: SessionEnd,
 }
 
 impl Seat {
-    pub(super) fn new(lanes: Arc<Lanes>, lane: usize, session: u64, bells: Arc<Bells>) -> Self {
-        Self { lanes, lane, session, bells }
+    pub(super) fn new(lanes: Arc<Lanes>, lane: usize, visitor: Visitor, bells: Arc<Bells>) -> Self {
+        Self { lanes, lane, visitor, bells, end: SessionEnd::Lost }
     }
 
-    /// Number of the session among those of its model, from 1.
-    pub(crate) fn session(&self) -> u64 {
-        self.session
+    pub(crate) fn metrics(&self) -> &ModuleMetrics {
+        &self.lanes.metrics
     }
 
     pub(crate) fn lane(&self) -> usize {
@@ -64,7 +66,12 @@ impl Seat {
             Ok(()) => Ok(()),
             Err(()) => {
                 let reason = "too many unanswered markers";
-                self.end(Some(reason.into()), crate::close_code::POLICY, reason);
+                self.end(
+                    Some(reason.into()),
+                    SessionEnd::Invalid,
+                    crate::close_code::POLICY,
+                    reason,
+                );
                 Err(Ended)
             }
         }
@@ -108,18 +115,23 @@ impl Seat {
     }
 
     /// Ends the session after what there is to be sent already.
-    pub(crate) fn end(&self, error: Option<String>, code: u16, reason: &str) {
-        self.with(|lane| lane.end(error, Close { code, reason: reason.to_string() }));
+    pub(crate) fn end(&self, error: Option<String>, end: SessionEnd, code: u16, reason: &str) {
+        self.with(|lane| lane.end(error, Close { end, code, reason: reason.to_string() }));
+    }
+
+    /// Frees the lane of a session that ended this way.
+    pub(crate) fn leave(mut self, end: SessionEnd) {
+        self.end = end;
     }
 
     fn with<T>(&self, what: impl FnOnce(&mut Lane) -> T) -> Option<T> {
-        let place = Place { lane: self.lane, session: self.session };
+        let place = Place { lane: self.lane, session: self.visitor.session };
         self.lanes.state().at(place).map(what)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.lanes.leave(self.lane, self.session);
+        self.lanes.leave(self.lane, self.visitor, self.end);
     }
 }

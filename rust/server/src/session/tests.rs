@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures_channel::mpsc;
 
 use super::*;
-use crate::lanes::Lanes;
-use crate::metrics::Metrics;
+use crate::lanes::{Lanes, Visitor};
+use crate::metrics::{Metrics, SessionKind};
 use crate::tokenizer::TextDecoder;
 
 /// A socket whose other end is two channels.
@@ -53,6 +53,7 @@ impl Sink<Message> for Socket {
 
 /// A session in a lane that no model steps, and its peer's two ends.
 struct Peer {
+    metrics: Metrics,
     lanes: Arc<Lanes>,
     speak: mpsc::UnboundedSender<Message>,
     hear: mpsc::Receiver<Message>,
@@ -63,8 +64,8 @@ struct Peer {
 /// Starts a session that may send `unread` messages before its peer has to read one.
 fn session(unread: usize) -> Peer {
     let metrics = Metrics::new().unwrap();
-    let lanes = Arc::new(Lanes::new(1, 0, TextDecoder::default(), metrics));
-    let seat = lanes.join().unwrap();
+    let lanes = Arc::new(Lanes::new(1, 0, TextDecoder::default(), metrics.module("asr")));
+    let seat = lanes.join(Visitor { session: 1, kind: SessionKind::Stream }).unwrap();
     let (speak, incoming) = mpsc::unbounded();
     let (outgoing, hear) = mpsc::channel(unread);
     let going_away = watch::Sender::new(false);
@@ -75,7 +76,7 @@ fn session(unread: usize) -> Peer {
         serve(socket, seat, Patience::default(), receiver).await;
         start.elapsed()
     });
-    Peer { lanes, speak, hear, going_away, session }
+    Peer { metrics, lanes, speak, hear, going_away, session }
 }
 
 impl Peer {
@@ -89,8 +90,8 @@ impl Peer {
         });
     }
 
-    /// Everything the session says, and when it ended.
-    async fn listen(mut self) -> (Vec<Message>, Duration) {
+    /// Everything the session says, when it ended, and that it counts as ended that way.
+    async fn listen(mut self, end: SessionEnd) -> (Vec<Message>, Duration) {
         let mut heard = Vec::new();
         while let Some(message) = self.hear.next().await {
             if matches!(message, Message::Close(_)) {
@@ -101,8 +102,21 @@ impl Peer {
         }
         let lasted = self.session.await.unwrap();
         assert_eq!(self.lanes.used(), 0);
+        assert_counted(&self.metrics, end);
         (heard, lasted)
     }
+}
+
+/// One session is over, and ended this way.
+fn assert_counted(metrics: &Metrics, end: SessionEnd) {
+    let (_, scrape) = metrics.render(|_| {}).unwrap();
+    let scrape = String::from_utf8(scrape).unwrap();
+    let mut ended = scrape
+        .lines()
+        .filter(|line| line.starts_with("moshi_sessions_ended_total{") && !line.ends_with(" 0"));
+    let labels = format!("{{end=\"{}\",kind=\"stream\",module=\"asr\"}}", end.value());
+    assert_eq!(ended.next(), Some(format!("moshi_sessions_ended_total{labels} 1").as_str()));
+    assert_eq!(ended.next(), None);
 }
 
 /// The error, and the close code after it.
@@ -121,7 +135,7 @@ fn about(lasted: Duration, seconds: u64) -> bool {
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_peer_is_pinged_then_told_and_closed() {
-    let (heard, lasted) = session(100).listen().await;
+    let (heard, lasted) = session(100).listen(SessionEnd::Idle).await;
     assert!(matches!(heard[0], Message::Ping(_)));
     let (error, code) = said(&heard);
     assert!(error.contains("no answer to pings for 20 s"), "{error}");
@@ -133,7 +147,7 @@ async fn a_silent_peer_is_pinged_then_told_and_closed() {
 async fn a_peer_that_only_answers_pings_is_closed_after_two_minutes() {
     let peer = session(100);
     peer.keep_sending(|| Message::Pong(Bytes::new()));
-    let (heard, lasted) = peer.listen().await;
+    let (heard, lasted) = peer.listen(SessionEnd::Idle).await;
     let (error, _) = said(&heard);
     assert!(error.contains("no data for 120 s"), "{error}");
     assert!(about(lasted, 120), "{lasted:?}");
@@ -150,13 +164,14 @@ async fn a_peer_that_does_not_read_is_cut_off() {
     // The first ping waits half a minute in vain; then the close handshake gets its time.
     assert!(about(lasted, 10 + 30 + CLOSE_HANDSHAKE.as_secs()), "{lasted:?}");
     assert_eq!(lanes.used(), 0);
+    assert_counted(&peer.metrics, SessionEnd::NotReading);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_goes_says_so() {
     let peer = session(100);
     peer.going_away.send_replace(true);
-    let (heard, _) = peer.listen().await;
+    let (heard, _) = peer.listen(SessionEnd::Shutdown).await;
     let [Message::Close(Some(frame))] = heard.as_slice() else { panic!("{heard:?}") };
     assert_eq!(frame.code, close_code::GOING_AWAY);
 }
@@ -165,7 +180,7 @@ async fn a_server_that_goes_says_so() {
 async fn a_peer_that_leaves_gives_its_lane_back_at_once() {
     let peer = session(100);
     peer.speak.unbounded_send(Message::Close(None)).unwrap();
-    let (heard, lasted) = peer.listen().await;
+    let (heard, lasted) = peer.listen(SessionEnd::Completed).await;
     assert_eq!(heard, []);
     assert!(lasted <= CLOSE_HANDSHAKE, "{lasted:?}");
 }

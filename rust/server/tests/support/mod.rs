@@ -74,6 +74,7 @@ impl Setup {
             port: 0,
             api_keys: None,
             jwt_secret: None,
+            read_gpus: None,
         }
     }
 

@@ -1,0 +1,141 @@
+//! The values of labels that are known beforehand. Each of their series exists from the start, so
+//! that the first event is an increase from 0.
+
+use prometheus::IntCounter;
+use prometheus::IntCounterVec;
+
+/// A label whose values are the variants of an enum.
+pub(crate) trait Label: Copy + PartialEq + 'static {
+    /// All of them.
+    const ALL: &'static [Self];
+
+    /// The value in Prometheus.
+    fn value(self) -> &'static str;
+}
+
+/// How a session reached the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionKind {
+    /// Over a WebSocket.
+    Stream,
+    /// As the body of a POST.
+    File,
+}
+
+impl Label for SessionKind {
+    const ALL: &'static [Self] = &[Self::Stream, Self::File];
+
+    fn value(self) -> &'static str {
+        match self {
+            Self::Stream => "stream",
+            Self::File => "file",
+        }
+    }
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SessionEnd {
+    /// The client closed the connection; the file is transcribed.
+    Completed,
+    /// The connection broke.
+    Lost,
+    /// Nothing came from the client for too long.
+    Idle,
+    /// The client did not read what it was sent.
+    NotReading,
+    /// What came is no message or no audio format, or too much of it.
+    Invalid,
+    /// The audio, or what the model made of it, is not finite.
+    BadAudio,
+    /// The model failed.
+    ModelFailed,
+    /// The server ended.
+    Shutdown,
+}
+
+impl Label for SessionEnd {
+    const ALL: &'static [Self] = &[
+        Self::Completed,
+        Self::Lost,
+        Self::Idle,
+        Self::NotReading,
+        Self::Invalid,
+        Self::BadAudio,
+        Self::ModelFailed,
+        Self::Shutdown,
+    ];
+
+    fn value(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Lost => "lost",
+            Self::Idle => "idle",
+            Self::NotReading => "not_reading",
+            Self::Invalid => "invalid",
+            Self::BadAudio => "bad_audio",
+            Self::ModelFailed => "model_failed",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Why a request got no lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It has no valid key.
+    Unauthorized,
+    /// All lanes are in use.
+    Full,
+    /// The model is dead or the server is ending.
+    Unavailable,
+    /// It is no WebSocket handshake.
+    BadRequest,
+    /// Its body is too large, or broke off.
+    TooLarge,
+    /// Its body is no audio file.
+    BadAudio,
+}
+
+impl Label for Refusal {
+    const ALL: &'static [Self] = &[
+        Self::Unauthorized,
+        Self::Full,
+        Self::Unavailable,
+        Self::BadRequest,
+        Self::TooLarge,
+        Self::BadAudio,
+    ];
+
+    fn value(self) -> &'static str {
+        match self {
+            Self::Unauthorized => "unauthorized",
+            Self::Full => "full",
+            Self::Unavailable => "unavailable",
+            Self::BadRequest => "bad_request",
+            Self::TooLarge => "too_large",
+            Self::BadAudio => "bad_audio",
+        }
+    }
+}
+
+/// One counter for each value of a label.
+#[derive(Debug, Clone)]
+pub(super) struct CounterBy<L>(Vec<(L, IntCounter)>);
+
+impl<L: Label> CounterBy<L> {
+    /// Those of `family` whose other labels, which come before, have the values `others`.
+    pub(super) fn new(family: &IntCounterVec, others: &[&str]) -> Self {
+        let counter = |label: &L| {
+            let values = [others, &[label.value()]].concat();
+            (*label, family.with_label_values(&values))
+        };
+        Self(L::ALL.iter().map(counter).collect())
+    }
+
+    pub(super) fn inc(&self, label: L) {
+        if let Some((_, counter)) = self.0.iter().find(|(of, _)| *of == label) {
+            counter.inc();
+        }
+    }
+}
