@@ -82,13 +82,13 @@ def running(configuration: Config, options: LogOptions) -> Iterator[None]:
         otlp_endpoint=options.otlp_endpoint,
     )
     root, ours = logging.getLogger(), logging.getLogger(_OURS)
-    before = {logger: logger.level for logger in (root, ours)}
     level = next(number for number, name in _LEVELS if name == options.level)
     # Libraries may print requests in full below that, keys included.
-    root.setLevel(max(level, logging.INFO))
-    ours.setLevel(level)
-    for name in _TELL_ADDRESSES:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    levels = {ours: level, root: max(level, logging.INFO)}
+    levels |= {logging.getLogger(name): max(level, logging.WARNING) for name in _TELL_ADDRESSES}
+    before = {logger: logger.level for logger in levels}
+    for logger, number in levels.items():
+        logger.setLevel(number)
     handler = _Forward()
     root.addHandler(handler)
     logging.captureWarnings(True)
