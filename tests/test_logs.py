@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support import cli, configs, speech
+from support import cli, configs, exposition, speech
 from support.fake_hub import FakeFile, fake_hub
 from support.worker import KEY, Worker, worker
 
@@ -77,6 +77,10 @@ def hear(started: Worker, audio: Path = speech.SPEECH) -> str:
     result = cli.run("transcribe", audio, "--url", started.url, "--key", KEY, cwd=audio.parent)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def dropped(started: Worker) -> float:
+    return exposition.samples(started)["moshi_log_lines_dropped_total"]
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -252,6 +256,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(env: dict[str, str], tmp_
     config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(folder)))
     with worker(config, cwd=tmp_path, env=env) as started:
         assert hear(started).strip()
+        until(lambda: dropped(started) >= 5)
         # What was in the way is gone.
         (tmp_path / "file").unlink()
         time.sleep(1.1)
@@ -282,14 +287,16 @@ def test_a_full_disk_stops_nothing(line_format: str, env: dict[str, str], config
         assert hear(started) == heard
         assert heard.strip()
         until(lambda: sum("session over" in line for line in started.log) == 2)
+        # Two lines per session, and the warning.
+        until(lambda: dropped(started) == 5)
         assert log.read_text() == before
         resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         time.sleep(1.1)
         assert hear(started) == heard
+        assert dropped(started) == 5
         assert started.end() == 0
     assert sum("lines of the log are lost" in line for line in started.log) == 1
     note, *later = log.read_text().removeprefix(before).splitlines()
-    # Two lines per session, and the warning.
     assert re.search(r"\b5 lines are missing here, .*File too large", note)
     assert any("session over" in line for line in later)
     for line in (note, *later):

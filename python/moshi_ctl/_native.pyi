@@ -84,6 +84,7 @@ def start_logging(
     silent: bool,
     max_file_bytes: int,
     max_files: int,
+    otlp_endpoint: str | None,
 ) -> None: ...
 def stop_logging() -> None: ...
 def write_random_checkpoint(

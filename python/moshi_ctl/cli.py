@@ -52,6 +52,7 @@ from moshi_ctl.options import (
     LogMaxFilesOption,
     LogMaxSizeOption,
     LogOption,
+    OtlpEndpointOption,
     PortOption,
     PrecisionOption,
     ReserveOption,
@@ -133,6 +134,7 @@ def _worker(
         bool, typer.Option("--no-warmup", help="Serve without warming up.")
     ] = False,
     silent: SilentOption = False,
+    otlp_endpoint: OtlpEndpointOption = None,
 ) -> None:
     """Serve the models of a configuration until Ctrl-C or SIGTERM."""
     log_options = logs.LogOptions(
@@ -141,6 +143,7 @@ def _worker(
         silent=silent,
         max_size_mib=log_max_size_mb,
         max_files=log_max_files,
+        otlp_endpoint=otlp_endpoint or None,
     )
     worker_options = worker.WorkerOptions(
         addr=addr,

@@ -74,6 +74,11 @@ CUDA_DEVICE_ORDER = Variable(
     "CUDA_DEVICE_ORDER",
     "How CUDA numbers the cards; unless set, PCI_BUS_ID, which is how `nvidia-smi` numbers them.",
 )
+OTEL_EXPORTER_OTLP_ENDPOINT = Variable(
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "Address of the OpenTelemetry collector that gets traces, where --otlp-endpoint does not say "
+    "it; the other OTEL_ variables of headers, batches, sampling and resource hold too.",
+)
 NO_COLOR = Variable("NO_COLOR", "Anything: no colours.")
 
 VARIABLES = (
@@ -93,6 +98,7 @@ VARIABLES = (
     HF_HUB_OFFLINE,
     CUDA_VISIBLE_DEVICES,
     CUDA_DEVICE_ORDER,
+    OTEL_EXPORTER_OTLP_ENDPOINT,
     NO_COLOR,
 )
 """All of them. Besides these, a configuration may name any variable as `$NAME`."""

@@ -45,6 +45,7 @@ class LogOptions:
         silent: Whether the console stays empty.
         max_size_mib: How big a file becomes before the next one is begun.
         max_files: How many files are kept beside the one that is written.
+        otlp_endpoint: Address of the OpenTelemetry collector that gets traces, if one does.
     """
 
     level: str = "info"
@@ -52,6 +53,7 @@ class LogOptions:
     silent: bool = False
     max_size_mib: int = DEFAULT_MAX_SIZE_MIB
     max_files: int = DEFAULT_MAX_FILES
+    otlp_endpoint: str | None = None
 
     @property
     def console_is_for_people(self) -> bool:
@@ -65,6 +67,9 @@ def running(configuration: Config, options: LogOptions) -> Iterator[None]:
 
     What ends it is logged as one error, but not shown on a console for people: there it is what
     the command ends with.
+
+    Raises:
+        UsageError: When the address of the collector is none.
     """
     _native.start_logging(
         log_dir=configuration.log_dir,
@@ -74,15 +79,16 @@ def running(configuration: Config, options: LogOptions) -> Iterator[None]:
         silent=options.silent,
         max_file_bytes=options.max_size_mib * BYTES_PER_MIB,
         max_files=options.max_files,
+        otlp_endpoint=options.otlp_endpoint,
     )
     root, ours = logging.getLogger(), logging.getLogger(_OURS)
-    before = {logger: logger.level for logger in (root, ours)}
     level = next(number for number, name in _LEVELS if name == options.level)
     # Libraries may print requests in full below that, keys included.
-    root.setLevel(max(level, logging.INFO))
-    ours.setLevel(level)
-    for name in _TELL_ADDRESSES:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    levels = {ours: level, root: max(level, logging.INFO)}
+    levels |= {logging.getLogger(name): max(level, logging.WARNING) for name in _TELL_ADDRESSES}
+    before = {logger: logger.level for logger in levels}
+    for logger, number in levels.items():
+        logger.setLevel(number)
     handler = _Forward()
     root.addHandler(handler)
     logging.captureWarnings(True)

@@ -205,6 +205,18 @@ LogMaxFilesOption = Annotated[
     ),
 ]
 
+OtlpEndpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp-endpoint",
+        metavar="URL",
+        envvar=env.OTEL_EXPORTER_OTLP_ENDPOINT.name,
+        help="OpenTelemetry collector that gets traces (OTLP over HTTP), such as "
+        "http://127.0.0.1:4318; none without it.",
+        show_default=False,
+    ),
+]
+
 SilentOption = Annotated[bool, typer.Option("--silent", help="Log to files only.")]
 
 ServerArgument = Annotated[

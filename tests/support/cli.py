@@ -27,6 +27,7 @@ _OURS = (
     "HUGGING_FACE_",
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
+    "OTEL_",
 )
 
 

@@ -10,11 +10,13 @@ use crate::errors::usage_error;
 
 static GUARD: Mutex<Option<LogGuard>> = Mutex::new(None);
 
-/// Starts logging: to the console unless `silent`, and to files `log.INSTANCE_NAME` in `log_dir`.
+/// Starts logging: to the console unless `silent`, and to files `log.INSTANCE_NAME` in `log_dir`;
+/// and traces, if there is a collector for them at `otlp_endpoint`.
 /// Once per process; later calls change nothing.
 #[pyfunction]
 #[pyo3(signature = (
-    *, log_dir, instance_name, level, log_format, silent, max_file_bytes, max_files
+    *, log_dir, instance_name, level, log_format, silent, max_file_bytes, max_files,
+    otlp_endpoint
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
@@ -27,6 +29,7 @@ pub(crate) fn start_logging(
     silent: bool,
     max_file_bytes: u64,
     max_files: usize,
+    otlp_endpoint: Option<String>,
 ) -> PyResult<()> {
     let level: LevelFilter = level.parse().map_err(|_| {
         let message = format!("`{level}` is not a log level");
@@ -42,7 +45,7 @@ pub(crate) fn start_logging(
     };
     let mut guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner);
     if guard.is_none() {
-        *guard = Some(logging::start(LogOptions {
+        let options = LogOptions {
             dir: log_dir,
             instance: instance_name,
             level,
@@ -50,7 +53,10 @@ pub(crate) fn start_logging(
             silent,
             max_file_bytes,
             max_files,
-        }));
+            otlp_endpoint,
+        };
+        let started = logging::start(options);
+        *guard = Some(started.map_err(|error| usage_error(py, &error.message, &error.hint))?);
     }
     Ok(())
 }

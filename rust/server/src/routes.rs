@@ -20,6 +20,7 @@ use crate::app::{App, Module};
 use crate::build_info::build_info;
 use crate::lanes::{JoinError, Visitor};
 use crate::limits::{MAX_MESSAGE_READ_BYTES, MAX_POST_BYTES};
+use crate::logging::traces::adopt_parent;
 use crate::metrics::{Label, Refusal, SessionKind};
 use crate::post::{PostError, transcribe};
 use crate::protocol::OutMsg;
@@ -143,7 +144,7 @@ async fn stream(
     };
     app.metrics.connect.inc();
     let visitor = app.visitor(SessionKind::Stream);
-    let span = session_span(&module, visitor);
+    let span = session_span(&module, visitor, &headers);
     let present = app.sessions.enter();
     upgrade
         .max_message_size(MAX_MESSAGE_READ_BYTES)
@@ -175,14 +176,16 @@ async fn stream(
 }
 
 /// What everything that is logged about a session belongs to.
-fn session_span(module: &Module, visitor: Visitor) -> Span {
-    tracing::info_span!(
+fn session_span(module: &Module, visitor: Visitor, headers: &HeaderMap) -> Span {
+    let span = tracing::info_span!(
         "session",
         id = visitor.session,
         module = module.name,
         kind = visitor.kind.value(),
         lane = field::Empty
-    )
+    );
+    adopt_parent(&span, headers);
+    span
 }
 
 async fn file(
@@ -198,7 +201,7 @@ async fn file(
         return unauthorized();
     }
     let visitor = app.visitor(SessionKind::File);
-    let span = session_span(&module, visitor);
+    let span = session_span(&module, visitor, &headers);
     let answer = async {
         tracing::info!(%peer, "a file comes in");
         let body = axum::body::to_bytes(body, MAX_POST_BYTES).await.map_err(|_| PostError::Body)?;

@@ -28,7 +28,9 @@ fn a_signal_ends_it_and_the_log_tells_everything_but_keys() {
         silent: true,
         max_file_bytes: u64::MAX,
         max_files: 0,
-    });
+        otlp_endpoint: None,
+    })
+    .unwrap();
     let worker = std::thread::spawn(move || run(config, options, load));
 
     let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));

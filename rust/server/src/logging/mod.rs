@@ -5,6 +5,7 @@
 
 mod format;
 mod rotating_file;
+pub mod traces;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use tracing_subscriber::{Layer, fmt};
 
 use format::{FileFields, Json, JsonFields, Text};
 use rotating_file::{RotatingFile, local_time};
+use traces::Traces;
 
 pub use tracing::level_filters::LevelFilter;
 
@@ -70,19 +72,44 @@ pub struct LogOptions {
     pub max_file_bytes: u64,
     /// How many files are kept beside the one that is written.
     pub max_files: usize,
+    /// Address of the OpenTelemetry collector that gets traces, if one does.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// What of the options cannot be done.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct LogError {
+    /// What is wrong.
+    pub message: String,
+    /// What to do next.
+    pub hint: String,
+}
+
+impl LogError {
+    fn new(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: hint.into() }
+    }
 }
 
 /// Writes what is left when it is dropped.
 #[must_use]
 #[derive(Debug)]
 pub struct LogGuard {
+    // Dropped first: it may have something to say.
+    _traces: Option<Traces>,
     _writers: Vec<WorkerGuard>,
 }
 
 /// Starts logging, unless this process logs already. Files that cannot be written are a warning,
 /// not a reason not to serve.
-pub fn start(options: LogOptions) -> LogGuard {
+///
+/// # Errors
+/// When the collector's address is none.
+pub fn start(options: LogOptions) -> Result<LogGuard, LogError> {
     let LogOptions { format, level, .. } = options;
+    let traces = options.otlp_endpoint.as_deref();
+    let traces = traces.map(|endpoint| Traces::new(endpoint, &options.instance)).transpose()?;
     let mut guards = Vec::new();
 
     let console = (!options.silent).then(|| {
@@ -109,12 +136,13 @@ pub fn start(options: LogOptions) -> LogGuard {
     let subscriber = tracing_subscriber::registry()
         .with(console)
         .with(file)
+        .with(traces.as_ref().map(Traces::layer))
         .with(Counting.with_filter(filter(level)));
     if subscriber.try_init().is_ok() {
         // Only the first subscriber comes here.
         let _ = LOST.set((lost, counter));
     }
-    LogGuard { _writers: guards }
+    Ok(LogGuard { _traces: traces, _writers: guards })
 }
 
 /// A line of Python's: `level` is `error`, `warn`, `info`, `debug` or `trace`, `target` the name of
@@ -251,5 +279,39 @@ impl<S: Subscriber> Layer<S> for Counting {
             _ => return,
         };
         count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    /// A disk that does nothing until it is told to.
+    struct Stuck(Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            // Told to by the end of the sender.
+            let _ = self.0.recv();
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_disk_that_is_stuck() {
+        let (go_on, told) = channel();
+        let (mut queue, _guard) = queue("stuck", Stuck(told));
+        for _ in 0..QUEUE_LINES + 100 {
+            queue.write_all(b"line\n").unwrap();
+        }
+        // One may be on its way to the disk.
+        assert!([99, 100].contains(&queue.error_counter().dropped_lines()));
+        drop(go_on);
     }
 }
