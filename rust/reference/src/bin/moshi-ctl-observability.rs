@@ -30,7 +30,8 @@ fn main() -> Result<()> {
         silent: true,
         max_file_bytes: 100 << 20,
         max_files: 1,
-    });
+        otlp_endpoint: None,
+    })?;
     let nanoseconds = |times: Vec<Duration>| -> Vec<u128> {
         times.into_iter().map(|time| time.as_nanos()).collect()
     };

@@ -5,7 +5,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -149,11 +148,11 @@ impl RotatingFile {
             return;
         }
         self.looked.since = Some(now);
-        let ours = open.file.metadata().map(|it| (it.dev(), it.ino(), it.len()));
-        let there =
-            fs::metadata(self.folder.join(&self.name)).map(|it| (it.dev(), it.ino(), it.len()));
-        match (ours, there) {
-            (Ok(ours), Ok(there)) if ours == there => open.bytes = ours.2,
+        let ours = open.file.metadata();
+        match (ours, fs::metadata(self.folder.join(&self.name))) {
+            (Ok(ours), Ok(there)) if identity(&ours) == identity(&there) => {
+                open.bytes = ours.len();
+            }
             _ => self.open = None,
         }
     }
@@ -215,6 +214,19 @@ impl RotatingFile {
             tracing::warn!(file = %self.path().display(), "{what}: {error}");
         }
     }
+}
+
+/// What tells a file from another one that has its name.
+#[cfg(unix)]
+fn identity(file: &fs::Metadata) -> (u64, u64) {
+    use std::os::unix::fs::MetadataExt;
+    (file.dev(), file.ino())
+}
+
+/// What tells a file from another one that has its name.
+#[cfg(not(unix))]
+fn identity(file: &fs::Metadata) -> Option<std::time::SystemTime> {
+    file.created().ok()
 }
 
 impl Open {
