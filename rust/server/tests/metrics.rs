@@ -125,6 +125,8 @@ async fn sessions_count_what_their_clients_count() {
     }
     assert_eq!(words, 3);
     let busy = Scrape::of(addr).await;
+    let of_streams = (8 + 4 + 5 + 3 * DELAY) as f64;
+    assert_eq!(busy.asr("moshi_frames_total"), of_streams);
     assert_eq!(busy.asr("moshi_lanes"), 3.0);
     assert_eq!(busy.asr("moshi_lanes_used"), 3.0);
     assert_eq!(busy.get("asr_open_channels{handler=\"all\"}"), 3.0);
@@ -143,13 +145,15 @@ async fn sessions_count_what_their_clients_count() {
 
     let idle = eventually(addr, |scrape| scrape.asr("moshi_lanes_used") == 0.0).await;
     assert_eq!(idle.asr("moshi_words_total"), words as f64);
-    // The frames of a file, its delay and one more; the steps of streams were said to them.
-    let frames = 8 + 4 + 5 + 3 * DELAY + 5 + DELAY + 1;
-    assert_eq!(idle.asr("moshi_frames_total"), frames as f64);
-    assert_eq!(idle.get("asr_connection_num_steps_sum"), frames as f64);
+    // A file is followed by silence for the delay and a frame that may come too late.
+    let of_the_file = (5 + DELAY) as f64;
+    let frames = idle.asr("moshi_frames_total");
+    assert!([of_the_file, of_the_file + 1.0].contains(&(frames - of_streams)), "{frames}");
+    assert!(idle.get("asr_connection_num_steps_sum") <= frames);
+    assert!(idle.get("asr_connection_num_steps_sum") >= of_streams + of_the_file);
     let steps = idle.asr("moshi_step_duration_seconds_count");
     assert_eq!(steps, idle.get("asr_model_step_duration_count"));
-    assert!(steps <= frames as f64 && steps >= (8 + DELAY) as f64, "{steps}");
+    assert!((8.0 + DELAY as f64..=frames).contains(&steps), "{steps}");
     assert_eq!(idle.get("moshi_sessions_total{kind=\"stream\",module=\"asr\"}"), 3.0);
     assert_eq!(idle.get("moshi_sessions_total{kind=\"file\",module=\"asr\"}"), 1.0);
     assert_eq!(idle.get("asr_connect{handler=\"all\"}"), 3.0);
