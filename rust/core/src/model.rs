@@ -69,6 +69,15 @@ pub trait StreamingModel: Send {
     /// How many lanes there are.
     fn lanes(&self) -> usize;
 
+    /// Called once, when the model has been warmed up and before its first session: the last time
+    /// when the number of lanes may change. Without a warm-up it is not called.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn settle(&mut self) -> Result<(), ModelError> {
+        Ok(())
+    }
+
     /// Makes `lane` indistinguishable from one that was never used. `seed` determines what it
     /// samples where the temperature is above zero.
     ///

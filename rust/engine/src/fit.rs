@@ -1,6 +1,6 @@
 //! Making a model fit the machine: fewer lanes where memory or time do not allow more.
 
-use moshi_ctl_core::{ModelError, StreamingModel};
+use moshi_ctl_core::{LaneFrame, LaneStep, ModelError, StreamingModel};
 
 use crate::measure::{RealTimeLanes, lanes_in_real_time};
 use crate::{AsrModel, AsrSpec, EngineError};
@@ -28,25 +28,40 @@ pub fn load_what_fits(mut spec: AsrSpec) -> Result<AsrModel, EngineError> {
     }
 }
 
-/// Gives up the lanes of a model on the CPU that cannot be kept in real time when `models` such
-/// models share the machine. One lane always stays: it can transcribe files. Fewer lanes than
-/// somebody has wished for are a warning.
-///
-/// # Errors
-/// When the model fails.
-pub fn keep_real_time_lanes(
-    model: &mut AsrModel,
-    models: usize,
-    wish: Option<usize>,
-) -> Result<(), ModelError> {
-    let most = model.lanes();
-    let measured = lanes_in_real_time(model, most, models)?;
-    model.keep_lanes(measured.lanes.max(1));
-    for lane in 0..model.lanes() {
-        model.reset(lane, 0)?;
+/// A model on the CPU that, once it is warm, measures its steps over full contexts and gives up the
+/// lanes that cannot be kept in real time. One lane always stays: it can transcribe files.
+pub struct RealTimeModel {
+    /// The model, with as many lanes as memory allows.
+    pub model: AsrModel,
+    /// How many such models share the machine.
+    pub models: usize,
+    /// How many lanes somebody has wished for; fewer are a warning.
+    pub wish: Option<usize>,
+}
+
+impl StreamingModel for RealTimeModel {
+    fn lanes(&self) -> usize {
+        self.model.lanes()
     }
-    report(&measured, wish);
-    Ok(())
+
+    fn settle(&mut self) -> Result<(), ModelError> {
+        let most = self.model.lanes();
+        let measured = lanes_in_real_time(&mut self.model, most, self.models)?;
+        self.model.keep_lanes(measured.lanes.max(1));
+        for lane in 0..self.model.lanes() {
+            self.model.reset(lane, 0)?;
+        }
+        report(&measured, self.wish);
+        Ok(())
+    }
+
+    fn reset(&mut self, lane: usize, seed: u64) -> Result<(), ModelError> {
+        self.model.reset(lane, seed)
+    }
+
+    fn step(&mut self, frames: &[LaneFrame<'_>]) -> Result<&[LaneStep], ModelError> {
+        self.model.step(frames)
+    }
 }
 
 fn report(measured: &RealTimeLanes, wish: Option<usize>) {

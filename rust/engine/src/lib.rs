@@ -29,7 +29,7 @@ pub use conditioner::Conditioning;
 pub use cpu::{MAX_THREADS, available_instructions, processor};
 pub use device::accelerators;
 pub use error::EngineError;
-pub use fit::{keep_real_time_lanes, load_what_fits};
+pub use fit::{RealTimeModel, load_what_fits};
 pub use memory::{MemoryNeeds, MemorySubject};
 pub use precision::{DeviceKind, PrecisionChoice, choose_precision};
 pub use quantize::{Quantized, quantize};

@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "clippy only knows functions marked #[test] as tests")]
 
 use moshi_ctl_core::{LaneFrame, Precision, StreamingModel};
-use moshi_ctl_engine::keep_real_time_lanes;
+use moshi_ctl_engine::RealTimeModel;
 
 mod common;
 
 /// Steps of `model`'s first lane over noise.
-fn tokens(model: &mut moshi_ctl_engine::AsrModel) -> Vec<u32> {
+fn tokens(model: &mut dyn StreamingModel) -> Vec<u32> {
     let frames = (0..12).map(common::noise);
     frames
         .map(|pcm| {
@@ -37,8 +37,8 @@ fn lanes_that_stay_are_fresh_and_the_others_are_gone() {
     assert!(error.to_string().contains("no lane 2 among 2"), "{error}");
 
     // Measuring leaves nothing behind in the lanes it leaves.
-    let mut measured = load(4);
-    keep_real_time_lanes(&mut measured, 1, Some(4)).unwrap();
+    let mut measured = RealTimeModel { model: load(4), models: 1, wish: Some(4) };
+    measured.settle().unwrap();
     assert!((1..=4).contains(&measured.lanes()));
     assert_eq!(tokens(&mut measured), expected);
 }
@@ -48,8 +48,9 @@ fn one_lane_stays_however_slow_the_machine_is() {
     let folder = tempfile::tempdir().unwrap();
     let shape = common::shape();
     common::write(folder.path(), &shape);
-    let mut model = common::load(folder.path(), &shape, 3, (Precision::F32, Precision::F32));
+    let model = common::load(folder.path(), &shape, 3, (Precision::F32, Precision::F32));
     // A hundred thousand models on one machine leave less than a microsecond to each.
-    keep_real_time_lanes(&mut model, 100_000, None).unwrap();
+    let mut model = RealTimeModel { model, models: 100_000, wish: None };
+    model.settle().unwrap();
     assert_eq!(model.lanes(), 1);
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use moshi_ctl_core::{DeviceName, ModelError, StreamingModel, UnknownDevice};
-use moshi_ctl_engine::{AsrSpec, Conditioning, Kernels, keep_real_time_lanes, load_what_fits};
+use moshi_ctl_engine::{AsrSpec, Conditioning, Kernels, RealTimeModel, load_what_fits};
 use moshi_ctl_server::config::{AsrModule, BatchSize};
 use moshi_ctl_server::worker::{self, WorkerOptions};
 use moshi_ctl_server::{GpuReading, ReadGpus};
@@ -78,12 +78,13 @@ pub(crate) fn serve(
     let options = WorkerOptions { addr, port, api_keys, jwt_secret, read_gpus };
     let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
     let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
-    let measures = config.warmup.enabled && config.sizing.real_time;
+    let real_time = config.sizing.real_time;
     let load =
         move |name: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
-            let mut model = load_what_fits(spec(module, threads))?;
-            if measures && on_cpu(module) {
-                keep_real_time_lanes(&mut model, models_on_cpu, wishes.get(name).copied())?;
+            let model = load_what_fits(spec(module, threads))?;
+            if real_time && on_cpu(module) {
+                let wish = wishes.get(name).copied();
+                return Ok(Box::new(RealTimeModel { model, models: models_on_cpu, wish }));
             }
             Ok(Box::new(model))
         };

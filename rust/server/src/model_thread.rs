@@ -17,6 +17,10 @@ use crate::tokenizer::TextDecoder;
 /// Frames of silence that a model steps before it is ready.
 const WARMUP_FRAMES: usize = 2;
 
+/// What to do where the model does not know better.
+const WARMUP_HINT: &str = "the weights may be damaged or too large for this precision: fetch the \
+                           files again, or try --precision f32";
+
 /// A model that cannot be used any further.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelFailure {
@@ -92,6 +96,7 @@ fn prepare(
     tracing::info!(lanes = model.lanes(), "model loaded in {:.1} s", start.elapsed().as_secs_f64());
     if warmup {
         tracing::info_span!("warm-up").in_scope(|| observed_warm_up(model.as_mut(), metrics))?;
+        tracing::info_span!("settle").in_scope(|| model.settle())?;
     } else {
         metrics.warmup_skipped();
         tracing::info!("warm-up skipped: it is switched off; the first sessions may wait longer");
@@ -118,7 +123,8 @@ fn observed_warm_up(
         Err(error) => {
             metrics.warmup_failed(took);
             tracing::error!(duration_s = took.as_secs_f64(), "warm-up failed: {error}");
-            Err(ModelError { message: format!("warm-up failed: {error}"), ..error })
+            let hint = error.hint.or_else(|| Some(WARMUP_HINT.into()));
+            Err(ModelError { message: format!("warm-up failed: {}", error.message), hint })
         }
     }
 }

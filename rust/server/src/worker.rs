@@ -97,7 +97,11 @@ impl WorkerError {
 /// # Errors
 /// When the start fails or a model fails while serving.
 pub fn run(config: Config, options: WorkerOptions, load: LoadModel) -> Result<(), WorkerError> {
-    tracing::info!(build_info = %build_info(), "starting");
+    let info = build_info();
+    let [version, commit, built, target] =
+        ["version", "git_hash", "build_timestamp", "cargo_target_triple"]
+            .map(|fact| info[fact].as_str().unwrap_or_default());
+    tracing::info!(version, commit, built, target, "starting");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
             WorkerError::start(format!("no threads: {error}"), "raise the limit of processes")

@@ -207,6 +207,18 @@ async fn the_lanes_that_are_offered_are_those_of_the_model() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_model_settles_for_fewer_lanes_when_it_is_warm_and_only_then() {
+    for (warmup, lanes) in [(true, "2"), (false, "4")] {
+        let setup = Setup::new(4).model(|model| model.settles_for = Some(2));
+        let mut config = setup.config();
+        config.warmup.enabled = warmup;
+        let worker = Worker::start(config, Setup::options(), setup.load()).await.unwrap();
+        let info = http::get(worker.local_addr(), "/api/modules_info").await.json();
+        assert_eq!(info[0]["total_slots"], lanes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_key_only_this_machine_is_served() {
     let setup = Setup::new(1);
     let mut config = setup.config();

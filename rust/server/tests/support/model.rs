@@ -16,6 +16,8 @@ pub struct FakeModel {
     /// Frames each lane saw since its reset; the first VAD value, so that tests see leftovers.
     seen: Vec<usize>,
     pub vad_heads: usize,
+    /// How many lanes stay after the warm-up, if fewer.
+    pub settles_for: Option<usize>,
     pub step_takes: Duration,
     /// Steps wait while this is closed.
     pub gate: Arc<Gate>,
@@ -50,6 +52,7 @@ impl FakeModel {
         Self {
             seen: vec![0; lanes],
             vad_heads: 0,
+            settles_for: None,
             step_takes: Duration::ZERO,
             gate: Arc::default(),
             steps: Arc::default(),
@@ -62,6 +65,12 @@ impl FakeModel {
 impl StreamingModel for FakeModel {
     fn lanes(&self) -> usize {
         self.seen.len()
+    }
+
+    fn settle(&mut self) -> Result<(), ModelError> {
+        assert!(self.steps.load(Ordering::SeqCst) > 0, "settled before it is warm");
+        self.seen.truncate(self.settles_for.unwrap_or(usize::MAX));
+        Ok(())
     }
 
     fn reset(&mut self, lane: usize, _seed: u64) -> Result<(), ModelError> {
