@@ -6,10 +6,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from support.loopback import serving
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,9 @@ def _handler(collector: Collector) -> type[BaseHTTPRequestHandler]:
 def collector() -> Iterator[Collector]:
     """Starts a collector on a free loopback port."""
     started = Collector()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(started))
-    started.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield started
-    finally:
-        started._ending.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(_handler(started)) as port:
+        started.endpoint = f"http://127.0.0.1:{port}"
+        try:
+            yield started
+        finally:
+            started._ending.set()

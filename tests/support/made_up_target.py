@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from support.loopback import serving
 
 Value = float | Callable[[float], float]
 """A number, or what makes one from the seconds since it was set."""
@@ -56,13 +58,5 @@ def made_up_target() -> Iterator[MadeUpTarget]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        numbers.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield numbers
-        finally:
-            server.shutdown()
-            thread.join()
+    with serving(Handler) as numbers.port:
+        yield numbers

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support import http
+from support import http, loopback
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
@@ -203,12 +203,7 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
         _wait_until_ready(process, port, log)
         yield Prometheus(port)
     finally:
-        process.terminate()
-        try:
-            process.wait(END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        loopback.end(process, END_TIMEOUT_S)
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support import cli
+from support import cli, loopback
 
 KEY = "test-key"
 START_TIMEOUT_S = 60.0
@@ -114,12 +114,6 @@ def worker(
         started.wait_until_it_listens(start_timeout_s)
         yield started
     finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        loopback.end(process, END_TIMEOUT_S)
         if process.stdout is not None:
             process.stdout.close()
