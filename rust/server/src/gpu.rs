@@ -40,8 +40,8 @@ pub type ReadGpus = Box<dyn Fn() -> Vec<GpuReading> + Send>;
 
 type Latest = Arc<Mutex<Option<(Instant, Vec<GpuReading>)>>>;
 
-/// Keeps the latest readings, on a thread of its own. A driver that hangs
-/// makes readings disappear, not scrapes wait.
+/// Keeps the latest readings, on a thread of its own. A driver that hangs makes readings disappear,
+/// not scrapes wait.
 pub(crate) struct GpuWatch {
     latest: Latest,
     thread: Mutex<Option<Thread>>,

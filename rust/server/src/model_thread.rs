@@ -63,8 +63,9 @@ impl ModelThread {
     ) {
         // Bound before the model, so dropped after it.
         let Self { module, warmup, delay, text, metrics, failures, present: _present } = self;
-        let _span = tracing::info_span!("model", module).entered();
-        let mut model = match guarded(|| prepare(warmup, &metrics, load)) {
+        let prepared = tracing::info_span!("model", module)
+            .in_scope(|| guarded(|| prepare(warmup, &metrics, load)));
+        let mut model = match prepared {
             Ok(model) => model,
             // Nobody listening means that the start was given up.
             Err(error) => return drop(ready.send(Err(error))),
@@ -74,7 +75,7 @@ impl ModelThread {
             return;
         }
         if let Err(error) = guarded(|| serve(&lanes, model.as_mut(), &metrics)) {
-            tracing::error!("the model failed: {error}");
+            tracing::error!(module, "the model failed: {error}");
             lanes.fail(&format!("module {module}: {error}"));
             // Nobody listening means that the server is ending already.
             let _ = failures.send(ModelFailure { module, error });

@@ -152,7 +152,7 @@ pub(crate) const REFUSALS: Metric = counter(
     &["module", "reason"],
     "Requests that got no lane. reason: unauthorized (no valid key), full (no free lane), \
      unavailable (the model is dead or the server ends), bad_request (no WebSocket handshake), \
-     too_large (the body), bad_audio (no file that can be decoded).",
+     too_large (the body, or it broke off), bad_audio (no file that can be decoded).",
 );
 pub(crate) const RECEIVED_BYTES: Metric = counter(
     "moshi_received_bytes_total",
