@@ -18,7 +18,7 @@ server's own catalogue (`rust/server/src/metrics/catalogue.rs`): change it there
 Names and units follow Prometheus's conventions; the `asr_*` ones are those of Kyutai's server.
 Series of labels with known values exist from the start, at 0. A histogram `X` is `X_bucket`,
 `X_sum` and `X_count`. Configuration for Prometheus, rules and dashboards:
-[deploy/](../deploy/README.md).
+[deploy/](../python/moshi_ctl/deploy/README.md).
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

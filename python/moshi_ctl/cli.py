@@ -35,7 +35,7 @@ from moshi_ctl import (
 from moshi_ctl.client import DEFAULT_URL
 from moshi_ctl.config import Config
 from moshi_ctl.errors import ConfigError, MoshiCtlError, UsageError
-from moshi_ctl.monitoring import fetching, readiness, watching
+from moshi_ctl.monitoring import fetching, readiness, shipped_files, watching
 from moshi_ctl.options import (
     AddrOption,
     CapabilityOption,
@@ -336,6 +336,16 @@ def _warmup(
         raise UsageError("--timeout: nothing is waited for", hint="add --wait")
     wait_s = readiness.DEFAULT_TIMEOUT_S if timeout is None else timeout
     readiness.run(base, wait_s=wait_s if wait else None, as_json=as_json)
+
+
+@app.command("monitoring")
+def _monitoring(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that is not there yet.")],
+) -> None:
+    """Write configuration for Prometheus, with alert rules, and Grafana dashboards to a folder."""
+    for path in shipped_files.write(target):
+        typer.echo(target / path)
+    typer.echo(f"{target / shipped_files.README} says how to run them and what each alert means")
 
 
 @app.command("bench")
