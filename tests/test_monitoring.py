@@ -15,7 +15,7 @@ import pytest
 from moshi_ctl.client import AsrClient
 from moshi_ctl.errors import NoFreeChannelsError
 from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ
-from support import cli, dashboards, fake_nvml, speech
+from support import cli, configs, dashboards, exposition, fake_nvml, speech
 from support.http import request
 from support.made_up_target import MadeUpTarget, made_up_target
 from support.prometheus import JOB, OTHER_JOB, Prometheus, free_port, needs, prometheus, rules
@@ -24,6 +24,8 @@ from support.worker import KEY, Worker, worker
 LANES = 4
 PATH = "/api/asr-streaming"
 LOAD_S = 6.0
+MANY_LANES = 32
+AHEAD_S = 20.0
 FILES = 3
 # An alert may take its window, its waiting time and some scrapes, on a machine with other work.
 ALERT_TIMEOUT_S = 40.0
@@ -46,6 +48,7 @@ class Site:
         env: Its environment.
         machine_dir: Where the card is described.
         unstarted: The port of a worker whose start fails.
+        overloaded: The port for a worker that is too slow.
         made_up: A target with faults that a real worker does not have on demand.
     """
 
@@ -55,6 +58,7 @@ class Site:
     machine_dir: Path
     demo_dir: Path
     unstarted: int
+    overloaded: int
     made_up: MadeUpTarget
 
     @property
@@ -83,15 +87,16 @@ def site(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         "MOSHI_API_KEY": KEY,
         **fake_nvml.machine(folder, FULL_CARD),
     }
-    unstarted = free_port()
+    unstarted, overloaded = free_port(), free_port()
     with ExitStack() as stack:
         made_up = stack.enter_context(made_up_target())
         break_everything(made_up)
         server = stack.enter_context(worker("demo", cwd=demo_dir, env=env))
-        targets = [f"127.0.0.1:{port}" for port in (server.port, made_up.port, unstarted)]
+        ports = (server.port, made_up.port, unstarted, overloaded)
+        targets = [f"127.0.0.1:{port}" for port in ports]
         watching = stack.enter_context(prometheus(folder / "prometheus", targets))
         refuse_to_start(folder, demo_dir, unstarted)
-        yield Site(watching, server, env, folder, demo_dir, unstarted, made_up)
+        yield Site(watching, server, env, folder, demo_dir, unstarted, overloaded, made_up)
 
 
 def break_everything(target: MadeUpTarget) -> None:
@@ -337,6 +342,58 @@ def test_alarm_ends_with_the_trouble(site: Site) -> None:
     mend_everything(site.made_up)
     for alert in ("MoshiDeadlineMisses", "MoshiLagGrowing", "MoshiStepStuck"):
         site.resolves(alert, site.made_up.instance)
+
+
+@pytest.fixture
+def slow_worker(site: Site, tmp_path: Path) -> Iterator[Worker]:
+    """A worker that offers more lanes than it can step: a model fifty times the demo's size, one
+    thread, no vector instructions."""
+    config = configs.demo(
+        tmp_path,
+        ("[modules.asr]\n", "[sizing]\nreal_time = false\n\n[modules.asr]\n"),
+        ("batch_size = 4", f"batch_size = {MANY_LANES}"),
+        ("d_model = 128", "d_model = 768"),
+        ("num_layers = 2\ndim_feedforward = 512", "num_layers = 8\ndim_feedforward = 2048"),
+    )
+    env = {
+        "MOSHI_CTL_DEMO_DIR": str(tmp_path),
+        "MOSHI_API_KEY": KEY,
+        "MOSHI_INSTRUCTIONS": "portable",
+    }
+    made = cli.run("random-checkpoint", "--config", config, cwd=tmp_path, env=env)
+    assert made.returncode == 0, made.stderr
+    options = ("-p", str(site.overloaded), "--precision", "f32", "--threads", "1")
+    with worker(config, *options, cwd=tmp_path, env=env) as started:
+        yield started
+
+
+def test_a_worker_that_is_overloaded_raises_alarm_until_it_is_not(
+    site: Site, slow_worker: Worker
+) -> None:
+    instance = f"127.0.0.1:{slow_worker.port}"
+    alerts = ("MoshiDeadlineMisses", "MoshiLagGrowing")
+
+    def step_s() -> float:
+        said = exposition.samples(slow_worker, module="asr")
+        steps = said["moshi_step_duration_seconds_count"]
+        return said["moshi_step_duration_seconds_sum"] / steps if steps else 0.0
+
+    async def overload() -> None:
+        speech_ahead = np.zeros(round(AHEAD_S * SAMPLE_RATE_HZ), dtype=np.float32)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(MANY_LANES):
+                asr = await stack.enter_async_context(AsrClient(slow_worker.url, key=KEY))
+                await asr.send_audio(speech_ahead)
+                # On a slow machine fewer will do; steps must not become rare.
+                if await asyncio.to_thread(step_s) > 2 * FRAME_SAMPLES / SAMPLE_RATE_HZ:
+                    break
+            for alert in alerts:
+                await asyncio.to_thread(site.fires, alert, instance)
+
+    assert not set(alerts) & set(site.prometheus.alerts(instance))
+    asyncio.run(overload())
+    for alert in alerts:
+        site.resolves(alert, instance)
 
 
 def test_a_full_card_raises_alarm_until_there_is_room(site: Site) -> None:
