@@ -19,7 +19,7 @@ from support import cli, configs, dashboards, exposition, fake_nvml, speech
 from support.http import request
 from support.made_up_target import MadeUpTarget, made_up_target
 from support.prometheus import JOB, OTHER_JOB, Prometheus, free_port, needs, prometheus, rules
-from support.worker import KEY, Worker, worker
+from support.worker import KEY, Worker, fail_to_warm_up, worker
 
 LANES = 4
 PATH = "/api/asr-streaming"
@@ -95,7 +95,8 @@ def site(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         ports = (server.port, made_up.port, unstarted, overloaded)
         targets = [f"127.0.0.1:{port}" for port in ports]
         watching = stack.enter_context(prometheus(folder / "prometheus", targets))
-        refuse_to_start(folder, demo_dir, unstarted)
+        (folder / "broken").mkdir()
+        fail_to_warm_up(demo_dir, folder / "broken", unstarted)
         yield Site(watching, server, env, folder, demo_dir, unstarted, overloaded, made_up)
 
 
@@ -116,23 +117,6 @@ def mend_everything(target: MadeUpTarget) -> None:
     target.set(f"moshi_deadline_misses_total{{{asr}}}", 0)
     target.set(f"moshi_lag_seconds{{{asr}}}", 0)
     target.set(f"moshi_step_running_seconds{{{asr}}}", 0)
-
-
-def refuse_to_start(folder: Path, demo_dir: Path, port: int) -> None:
-    """Starts a worker that fails before it opens its port: its model is none."""
-    broken = folder / "broken"
-    broken.mkdir()
-    for path in demo_dir.iterdir():
-        if path.is_file():
-            (broken / path.name).symlink_to(path)
-    (broken / "model.safetensors").unlink()
-    (broken / "model.safetensors").write_bytes(b"no model")
-    result = cli.run(
-        *("worker", "--config", "demo", "--device", "cpu", "-a", "127.0.0.1", "-p", str(port)),
-        cwd=broken,
-        env={"MOSHI_CTL_DEMO_DIR": str(broken), "MOSHI_API_KEY": KEY},
-    )
-    assert result.returncode == 1, result.stderr
 
 
 async def speak(url: str, seconds: float) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support import cli, configs, expositions
+from support import cli, expositions
 from support.expositions import Module
 from support.following import following, on_terminal
 from support.plans import Command
@@ -24,7 +24,7 @@ from support.scripted_server import (
     silent_port,
     unavailable,
 )
-from support.worker import KEY, Worker, worker
+from support.worker import KEY, Worker, fail_to_warm_up, worker
 
 BUILD_INFO = Reply('{"build_timestamp": "2025-08-01", "git_hash": "abc", "rustc_version": "1"}')
 WAIT = ("--wait", "--timeout", "20")
@@ -285,27 +285,9 @@ def test_a_real_worker(server: Worker, command: Command) -> None:
 def test_a_worker_whose_warm_up_fails_is_never_ready(
     demo_dir: Path, tmp_path: Path, command: Command
 ) -> None:
-    for name in ("codec.safetensors", "tokenizer.model", "static", "logs"):
-        (tmp_path / name).symlink_to(demo_dir / name)
-    fill_with_nan(demo_dir / "model.safetensors", tmp_path / "model.safetensors")
-    # Measuring would find out before the warm-up does, and q8 cannot hold such numbers.
-    change = ("[modules.asr]", "[sizing]\nreal_time = false\n\n[modules.asr]\nprecision = 'f32'")
-    config = configs.demo(tmp_path, change)
     port = closed_port()
-    arguments = ("--config", config, "-a", "127.0.0.1", "-p", str(port), "--device", "cpu")
-    env = {"MOSHI_CTL_DEMO_DIR": str(tmp_path), "MOSHI_API_KEY": KEY}
-    ended = cli.run("worker", *arguments, cwd=tmp_path, env=env)
-    assert ended.returncode == 1
-    assert "warm-up failed" in ended.stderr
+    fail_to_warm_up(demo_dir, tmp_path, port)
     said = command("warmup", f"127.0.0.1:{port}", "--wait", "--timeout", "0.5")
     assert said.code == 1
     assert "seen last: connection refused" in said.error
     assert "warmed up" in said.hint
-
-
-def fill_with_nan(source: Path, target: Path) -> None:
-    """Copies a file of safetensors in bf16 with nothing but NaN in it."""
-    content = source.read_bytes()
-    start = 8 + int.from_bytes(content[:8], "little")
-    numbers = (len(content) - start) // 2
-    target.write_bytes(content[:start] + b"\xc0\x7f" * numbers)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from support import cli, loopback
+from support import cli, loopback, safetensors
 
 KEY = "test-key"
 START_TIMEOUT_S = 60.0
@@ -117,3 +117,22 @@ def worker(
         loopback.end(process, END_TIMEOUT_S)
         if process.stdout is not None:
             process.stdout.close()
+
+
+def fail_to_warm_up(demo_dir: Path, folder: Path, port: int) -> None:
+    """Runs a worker of the demo whose weights are no numbers, in an empty folder, to its end."""
+    for path in demo_dir.iterdir():
+        if path.is_file() and path.name != "model.safetensors":
+            (folder / path.name).symlink_to(path)
+    safetensors.fill_with_nan(demo_dir / "model.safetensors", folder / "model.safetensors")
+    ended = cli.run(
+        *("worker", "--config", "demo", "--device", "cpu", "-a", "127.0.0.1", "-p", str(port)),
+        # q8 refuses such numbers before.
+        *("--precision", "f32"),
+        cwd=folder,
+        env={"MOSHI_CTL_DEMO_DIR": str(folder), "MOSHI_API_KEY": KEY},
+    )
+    assert ended.returncode == 1
+    assert "error: module asr: warm-up failed: " in ended.stderr
+    assert "hint: " in ended.stderr
+    assert "listening" not in ended.stdout
