@@ -20,6 +20,9 @@ FRAME_SAMPLES: Final = _native.FRAME_SAMPLES
 FRAME_RATE_HZ: Final = SAMPLE_RATE_HZ / FRAME_SAMPLES
 """Frames per second."""
 
+FRAME_S: Final = FRAME_SAMPLES / SAMPLE_RATE_HZ
+"""What a frame lasts, and so what a step may take."""
+
 Samples = npt.NDArray[np.float32]
 """Mono audio at `SAMPLE_RATE_HZ`, within ±1."""
 

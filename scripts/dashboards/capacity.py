@@ -5,7 +5,8 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.kit import GREEN, RED, YELLOW, AnyPanel, Query, Row, dashboard_of, graph, stat_of
-from dashboards.queries import FRAME_S, SERIES, increase, of_instance, of_module, or_zero, rate
+from dashboards.queries import SERIES, increase, of_instance, of_module, or_zero, rate
+from moshi_ctl.protocol import FRAME_S
 
 _USED = of_module("moshi_lanes_used")
 _LANES = of_module("moshi_lanes")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from dashboards.kit import RED, YELLOW, Query, Row, dashboard_of, graph, heatmap_of, stat_of
-from dashboards.queries import FRAME_S, SERIES, increase, of_module, quantile, rate
+from dashboards.queries import SERIES, increase, of_module, quantile, rate
+from moshi_ctl.protocol import FRAME_S
 
 _STEP = "moshi_step_duration_seconds"
 _WORD = "moshi_word_latency_seconds"

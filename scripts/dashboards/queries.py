@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-FRAME_S: Final = 0.08
-"""A frame of audio, and so what a step may take."""
-
 _OF_INSTANCE: Final = 'job=~"$job", instance=~"$instance"'
 _OF_MODULE: Final = f'{_OF_INSTANCE}, module=~"$module"'
 

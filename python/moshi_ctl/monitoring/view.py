@@ -30,11 +30,9 @@ from moshi_ctl.monitoring.wording import (
     quantile,
     spelled,
 )
-from moshi_ctl.protocol import FRAME_RATE_HZ
+from moshi_ctl.protocol import FRAME_S
 from moshi_ctl.report import one_line
 from moshi_ctl.units import counted, memory, size
-
-FRAME_S: Final = 1 / FRAME_RATE_HZ
 
 _MARGIN: Final = 2
 _LABEL_WIDTH: Final = 10
@@ -112,14 +110,14 @@ def _server(scrape: Scrape, width: int, marks: charts.Marks) -> Iterator[Text]:
     if git_hash := build.get("git_hash"):
         title.append(f" ({one_line(git_hash)[:12]})", "dim")
     title.append(f" at {scrape.url}")
-    yield from flow([title, _readiness(metrics), *_uptime(scrape)], width, 0)
-    yield from flow(list(_process(scrape)), width, 0)
+    yield from flow([title, _readiness(metrics), *_uptime(scrape)], width)
+    yield from flow(list(_process(scrape)), width)
     for gpu in metrics.gpus:
-        yield from flow(list(_gpu(gpu, marks)), width, 0)
+        yield from flow(list(_gpu(gpu, marks)), width)
     log = list(_log(metrics))
     if log:
-        yield from flow(log, width, 0)
-    yield from flow([Text(_span(scrape), "dim italic")], width, 0)
+        yield from flow(log, width)
+    yield from flow([Text(_span(scrape), "dim italic")], width)
     if not metrics.modules:
         yield Text()
         yield from _kyutai(scrape, width, marks)
@@ -208,7 +206,7 @@ def _module(
         kv = total.kv_precision if total.kv_precision != total.precision else None
         facts.append(Text(one_line(f"{total.precision}{f', kv {kv}' if kv else ''}")))
     facts.append(Text(describe_warmup(total.warmup), _warmup_style(total.warmup)))
-    yield from flow(facts, width, 0)
+    yield from flow(facts, width)
     rows = (
         ("model", _troubles(total)),
         ("lanes", _lanes(total, marks)),
@@ -402,11 +400,11 @@ def _compact_steps(steps: Histogram | None) -> str:
 def _row(label: str, items: Sequence[Text], width: int) -> Iterator[Text]:
     indent = _MARGIN + _LABEL_WIDTH
     head = Text(" " * _MARGIN).append(label.ljust(_LABEL_WIDTH), "dim")
-    for number, line in enumerate(flow(items, width - indent, 0)):
+    for number, line in enumerate(flow(items, width - indent)):
         yield Text.assemble(head if number == 0 else " " * indent, line)
 
 
-def flow(items: Iterable[Text], width: int, indent: int) -> list[Text]:
+def flow(items: Iterable[Text], width: int) -> list[Text]:
     """Items beside each other, and on another line where there is no more room.
 
     Only an item that is wider than a line by itself is broken, between words where it has any.
@@ -418,6 +416,5 @@ def flow(items: Iterable[Text], width: int, indent: int) -> list[Text]:
         if lines and lines[-1].cell_len + _GAP + item.cell_len <= width:
             lines[-1].append(" " * _GAP).append_text(item)
             continue
-        margin = Text(" " * indent if lines else "")
-        lines.append(margin.append_text(item))
+        lines.append(Text().append_text(item))
     return lines

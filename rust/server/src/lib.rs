@@ -8,6 +8,7 @@ pub mod config;
 mod gpu;
 mod lanes;
 mod limits;
+mod lock;
 pub mod logging;
 #[cfg(feature = "measure")]
 pub mod measure;

@@ -13,9 +13,8 @@ use crate::process;
 pub(crate) fn render(app: &App) -> Result<(String, Vec<u8>), prometheus::Error> {
     app.metrics.render(|metrics| {
         look_at_the_server(app, metrics);
-        for module in &app.modules {
-            look_at_a_module(module, metrics);
-        }
+        let used: usize = app.modules.iter().map(|module| look_at_a_module(module, metrics)).sum();
+        metrics.set(catalogue::ASR_OPEN_CHANNELS, ALL_HANDLERS, used as f64);
         look_at_the_process(metrics);
         look_at_the_cards(app, metrics);
     })
@@ -24,8 +23,6 @@ pub(crate) fn render(app: &App) -> Result<(String, Vec<u8>), prometheus::Error> 
 fn look_at_the_server(app: &App, metrics: &LookedUp) {
     let ready = if app.unready().is_empty() { 1.0 } else { 0.0 };
     metrics.set(catalogue::READY, &[], ready);
-    let used: usize = app.modules.iter().map(|module| module.lanes.used()).sum();
-    metrics.set(catalogue::ASR_OPEN_CHANNELS, ALL_HANDLERS, used as f64);
     let info = build_info();
     let built = ["version", "git_hash", "rustc_version", "cargo_target_triple"]
         .map(|fact| info[fact].as_str().unwrap_or_default());
@@ -36,7 +33,8 @@ fn look_at_the_server(app: &App, metrics: &LookedUp) {
     metrics.set(catalogue::LOG_LINES_DROPPED, &[], logging::dropped_lines() as f64);
 }
 
-fn look_at_a_module(module: &Module, metrics: &LookedUp) {
+/// Gives how many of its lanes are in use.
+fn look_at_a_module(module: &Module, metrics: &LookedUp) -> usize {
     let standing = module.lanes.standing();
     let running = module.metrics().step_running().unwrap_or_default();
     for (metric, value) in [
@@ -62,6 +60,7 @@ fn look_at_a_module(module: &Module, metrics: &LookedUp) {
         &standing.offered.to_string(),
     ];
     metrics.set(catalogue::MODULE_INFO, &info, 1.0);
+    standing.used
 }
 
 fn look_at_the_process(metrics: &LookedUp) {

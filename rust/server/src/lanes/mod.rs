@@ -16,6 +16,7 @@ use moshi_ctl_core::{LaneFrame, LaneStep};
 use tokio::sync::Notify;
 
 use crate::close_code;
+use crate::lock::lock;
 use crate::metrics::{ModuleMetrics, Refusal, SessionEnd, SessionKind};
 use crate::tokenizer::TextDecoder;
 use lane::Lane;
@@ -289,7 +290,7 @@ impl Lanes {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that can panic runs under the lock; if it did, the lanes are still whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

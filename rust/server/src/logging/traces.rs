@@ -29,6 +29,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 
 use super::{LogError, OUR_TARGETS};
+use crate::lock::lock;
 
 const SERVICE_NAME: &str = "moshi-ctl";
 const SERVICE_NAME_VARIABLE: &str = "OTEL_SERVICE_NAME";
@@ -161,7 +162,7 @@ impl Collector {
     }
 
     fn warn(&self, problem: &str) {
-        let mut warned = self.warned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut warned = lock(&self.warned);
         if warned.is_none_or(|time| time.elapsed() >= QUIET) {
             *warned = Some(Instant::now());
             tracing::warn!("traces are lost, the collector does not take them: {problem}");

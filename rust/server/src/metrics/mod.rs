@@ -8,7 +8,7 @@ pub(crate) mod catalogue;
 mod labels;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use moshi_ctl_core::units::FRAME_DURATION;
@@ -18,6 +18,7 @@ use prometheus::{
 };
 use serde_json::{Value, json};
 
+use crate::lock::lock;
 use catalogue::{Kind, Metric, Source};
 use labels::CounterBy;
 pub(crate) use labels::{Label, Refusal, SessionEnd, SessionKind};
@@ -323,9 +324,4 @@ impl Registrar<'_> {
 
 fn options(metric: Metric) -> Opts {
     Opts::new(metric.name, metric.help)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is inside is a few values that are whole at any time.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
