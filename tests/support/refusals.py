@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from support import cli, loopback
+from support.loopback import is_open
 from support.scripted_server import closed_port
 
 POLL_S = 0.02
 
 
-def is_open(port: int) -> bool:
-    """Whether a port of loopback takes connections."""
-    with socket.socket() as asking:
-        asking.settimeout(1.0)
-        return asking.connect_ex(("127.0.0.1", port)) == 0
-
-
 def refusal(
-    *arguments: str | Path, cwd: Path, env: Mapping[str, str], code: int
+    *arguments: str | Path,
+    cwd: Path,
+    env: Mapping[str, str],
+    code: int,
+    timeout_s: float = cli.TIMEOUT_S,
 ) -> tuple[str, str | None]:
     """The message and hint of a worker that does not start.
 
@@ -40,7 +37,7 @@ def refusal(
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline_s = time.monotonic() + cli.TIMEOUT_S
+    deadline_s = time.monotonic() + timeout_s
     try:
         while True:
             try:
@@ -48,7 +45,7 @@ def refusal(
                 break
             except subprocess.TimeoutExpired:
                 assert port is None or not is_open(port), "it listens"
-                assert time.monotonic() < deadline_s, "it neither listens nor ends"
+                assert time.monotonic() < deadline_s, "it does not end"
     finally:
         loopback.end(process, cli.TIMEOUT_S)
         for pipe in (process.stdout, process.stderr):
