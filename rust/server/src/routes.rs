@@ -162,7 +162,7 @@ async fn stream(
                     Ok(seat) => {
                         Span::current().record("lane", seat.lane());
                         tracing::info!(%peer, "session begins");
-                        app.metrics.key_session(&key.name);
+                        app.metrics.key_sessions(&key.name).inc();
                         session::serve(socket, seat, limits, app.going_away.subscribe()).await;
                     }
                     Err(error) => {
@@ -232,7 +232,7 @@ async fn file(
         }
         let body = app.bodies.receive(body, &app.limits).await?;
         module.metrics().received(body.bytes.len());
-        app.metrics.key_session(&key.name);
+        app.metrics.key_sessions(&key.name).inc();
         let words = transcribe(&module.lanes, visitor, body.bytes.clone()).await?;
         tracing::info!(messages = words.len(), "the file is transcribed");
         Ok::<_, PostError>(words)
