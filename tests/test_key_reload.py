@@ -13,9 +13,9 @@ from typing import TypeAlias
 import pytest
 
 from moshi_ctl.client import AsrClient
-from moshi_ctl.protocol import SAMPLE_RATE_HZ, Marker
 from support import configs, http, speech, tokens
 from support.exposition import samples
+from support.hearing import hears
 from support.refusals import refusal
 from support.tokens import token
 from support.waiting import wait_until
@@ -24,7 +24,6 @@ from support.worker import Worker, worker
 PATH = "/api/asr-streaming"
 TIMEOUT_S = 30.0
 SECRET = "BETTER_AUTH_SECRET"  # noqa: S105 - the variable's name
-SAMPLE_S = 1.0
 
 Start: TypeAlias = Callable[..., AbstractContextManager[Worker]]
 
@@ -33,12 +32,14 @@ Start: TypeAlias = Callable[..., AbstractContextManager[Worker]]
 def _start(demo_dir: Path, tmp_path: Path) -> Start:
     """Starts a worker whose keys are in `.env`, unless `variables` say otherwise."""
 
-    def run(content: str, config: str | Path = "demo", **variables: str) -> object:
+    def run(
+        content: str, config: str | Path = "demo", **variables: str
+    ) -> AbstractContextManager[Worker]:
         write(tmp_path, content)
         env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), **variables}
         return worker(config, "--log", "trace", cwd=tmp_path, env=env)
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 def write(folder: Path, content: str) -> None:
@@ -62,22 +63,12 @@ def hang_up(started: Worker, expected: str) -> str:
     return started.until(expected, TIMEOUT_S, after=lines)
 
 
-async def hears(asr: AsrClient, marker: int) -> None:
-    await asr.send_audio(speech.speech(SAMPLE_S))
-    await asr.send_marker(marker)
-    await asr.send_audio(speech.speech(3.0)[-SAMPLE_RATE_HZ:])
-    async for event in asr:
-        if event == Marker(marker):
-            return
-    raise AssertionError("the session ended")
-
-
 def test_keys_come_and_go_and_sessions_stay(start: Start, tmp_path: Path) -> None:
     with start("MOSHI_API_KEY=web:canary-a,canary-b\n") as started:
 
         async def session() -> None:
             async with AsrClient(started.url, key="canary-a") as asr:
-                await asyncio.wait_for(hears(asr, 1), TIMEOUT_S)
+                await hears(asr, 1)
                 write(tmp_path, "MOSHI_API_KEY=canary-b,app:canary-c\n")
                 said = await asyncio.to_thread(hang_up, started, "keys reloaded")
                 assert "key-1,app" in said
@@ -87,7 +78,7 @@ def test_keys_come_and_go_and_sessions_stay(start: Start, tmp_path: Path) -> Non
                     True,
                 ]
                 # Who was let in stays.
-                await asyncio.wait_for(hears(asr, 2), TIMEOUT_S)
+                await hears(asr, 2)
 
         assert [opens(started, key) for key in ("canary-a", "canary-b", "canary-c")] == [
             True,
@@ -205,7 +196,7 @@ def test_names_are_in_log_and_metrics_and_keys_are_not(busy: Worker) -> None:
 
     async def session(key: str, name: str) -> None:
         async with AsrClient(busy.url, key=key) as asr:
-            await asyncio.wait_for(hears(asr, 1), TIMEOUT_S)
+            await hears(asr, 1)
             total, is_open = counted(name)
             assert (total, is_open) == (1, 1)
 

@@ -15,10 +15,10 @@ import pytest
 
 from moshi_ctl import tls
 from moshi_ctl.client import AsrClient
-from moshi_ctl.protocol import SAMPLE_RATE_HZ, Marker
 from support import certificates, cli, http, speech
 from support.certificates import Files
 from support.exposition import samples
+from support.hearing import hears
 from support.refusals import refusal
 from support.waiting import wait_until
 from support.worker import KEY, Worker, worker
@@ -106,17 +106,6 @@ def test_nothing_is_said_in_plain_text(encrypted: Worker) -> None:
     wait_until(lambda: samples(encrypted, reason="tls").get(dropped, 0) == before + 2)
 
 
-async def hears(asr: AsrClient, marker: int) -> None:
-    """Sends a second of speech, and waits until all of it was heard."""
-    await asr.send_audio(speech.speech(1.0))
-    await asr.send_marker(marker)
-    await asr.send_audio(speech.speech(3.0)[-SAMPLE_RATE_HZ:])
-    async for event in asr:
-        if event == Marker(marker):
-            return
-    raise AssertionError("the session ended")
-
-
 @pytest.mark.parametrize("hang_up", [False, True])
 def test_a_new_certificate_is_shown_and_sessions_go_on(
     hang_up: bool, encrypted: Worker, files: Files, tmp_path: Path
@@ -130,12 +119,12 @@ def test_a_new_certificate_is_shown_and_sessions_go_on(
 
     async def session() -> None:
         async with AsrClient(encrypted.url, key=KEY, ca=files.authority) as asr:
-            await asyncio.wait_for(hears(asr, 1), TIMEOUT_S)
+            await hears(asr, 1)
             files.replace_by(new)
             if hang_up:
                 encrypted.process.send_signal(signal.SIGHUP)
             await asyncio.to_thread(wait_until, shows_new)
-            await asyncio.wait_for(hears(asr, 2), TIMEOUT_S)
+            await hears(asr, 2)
 
     asyncio.run(session())
     assert fingerprint(new) != old
