@@ -89,8 +89,8 @@ format: setup ## Format everything
 	ruff check --fix-only
 	ruff format
 
-docs: setup ## Write the page and the dashboards that come from the code
-	@python scripts/metrics_reference.py
+docs: setup ## Write the pages and the dashboards that come from the code
+	@python scripts/reference_pages.py
 	@python scripts/grafana_dashboards.py
 
 bench: setup ## Measure the engine against the reference, side by side

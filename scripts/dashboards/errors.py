@@ -49,8 +49,8 @@ def errors() -> Dashboard:
                     ),
                     stat_of(
                         "Model loops dead",
-                        "Models that failed in a worker that still answers; it ends within a "
-                        "second and is then down.",
+                        "Models that failed in a worker that still answers; it ends within "
+                        "seconds and is then down.",
                         "short",
                         or_zero(f"count({of_module('moshi_model_loop_alive')} == 0)"),
                         levels={1: RED},

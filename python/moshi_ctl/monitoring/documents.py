@@ -114,6 +114,7 @@ def _module(module: ModuleMetrics) -> Json:
         "lanes": number(module.lanes),
         "lanes_used": number(module.lanes_used),
         "model_loop_alive": module.loop_alive,
+        "overloaded": module.overloaded,
         "step_running_seconds": number(module.step_running_s),
         "step_duration_seconds": histogram(module.steps),
         "deadline_misses_total": number(module.deadline_misses),

@@ -71,6 +71,7 @@ class ModuleMetrics:
         lanes: How many are offered.
         lanes_used: How many have a session.
         loop_alive: Whether the model still steps.
+        overloaded: Whether nobody is let in because streams lag behind.
         step_running_s: How long the step in progress has been running.
         steps: Durations of steps, in seconds.
         deadline_misses: Steps that took longer than a frame lasts.
@@ -96,6 +97,7 @@ class ModuleMetrics:
     lanes: float | None
     lanes_used: float | None
     loop_alive: bool | None
+    overloaded: bool | None
     step_running_s: float | None
     steps: Histogram | None
     deadline_misses: float | None
@@ -310,6 +312,7 @@ def _module(exposition: Exposition, name: str) -> ModuleMetrics:
         lanes=value("lanes"),
         lanes_used=value("lanes_used"),
         loop_alive=_switch(value("model_loop_alive")),
+        overloaded=_switch(value("overloaded")),
         step_running_s=value("step_running_seconds"),
         steps=exposition.histogram("moshi_step_duration_seconds", module=name),
         deadline_misses=value("deadline_misses_total"),

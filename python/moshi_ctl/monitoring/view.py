@@ -233,6 +233,8 @@ def _warmup_style(warmup: Warmup | None) -> str:
 def _troubles(module: ModuleMetrics) -> Iterator[Text]:
     if module.loop_alive is False:
         yield Text("its loop has ended: it answers nobody", _BAD)
+    if module.overloaded:
+        yield Text("overloaded: nobody is let in until streams have caught up", _BAD)
     if module.step_running_s is not None and module.step_running_s >= _STUCK_S:
         yield Text(f"a step has been running for {duration(module.step_running_s)}", _BAD)
 

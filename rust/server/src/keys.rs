@@ -82,13 +82,13 @@ impl Keys {
             }
             Ok(ring) => {
                 let names: Vec<_> = ring.owners().collect();
+                *lock(&self.ring) = Arc::new(ring);
                 tracing::info!(keys = names.join(","), "keys reloaded");
                 let mut sessions = lock(&self.sessions);
                 sessions.retain(|name, open| *open > 0 || names.contains(name));
                 for name in names {
                     sessions.entry(name).or_default();
                 }
-                *lock(&self.ring) = Arc::new(ring);
             }
             Err(error) => {
                 tracing::error!("keys not reloaded, the old ones still hold: {error}");

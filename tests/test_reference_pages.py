@@ -1,4 +1,4 @@
-"""The page about metrics says what the server does."""
+"""The pages about metrics and limits say what the server does."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from moshi_ctl import _native
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_page_is_what_the_catalogue_says() -> None:
-    script = runpy.run_path(str(ROOT / "scripts" / "metrics_reference.py"))
-    assert script["PAGE"].read_text(encoding="utf-8") == script["page"](), "run `make docs`"
+def test_pages_are_what_the_code_says() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "reference_pages.py"))
+    for path, page in script["PAGES"].items():
+        assert path.read_text(encoding="utf-8") == page(), f"{path.name}: run `make docs`"
+
+
+def test_a_limit_says_what_happens_and_has_its_unit_in_its_name() -> None:
+    units = {"seconds": "_s", "MiB": "_mb", "KiB": "_kb"}
+    for limit in _native.limits_table():
+        assert limit["help"].endswith("."), limit
+        assert limit["name"].endswith(units.get(limit["unit"], "")), limit
 
 
 def test_names_follow_the_conventions() -> None:
