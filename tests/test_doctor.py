@@ -250,6 +250,16 @@ def test_keys_that_everybody_knows(tmp_path: Path) -> None:
     assert key not in report.text
 
 
+def test_names_do_not_hide_what_everybody_knows(tmp_path: Path) -> None:
+    env = {"MOSHI_API_KEY": f"web:{GOOD_KEY},app:change-me"}
+    report = examined(cwd=tmp_path, env=env)
+    assert report.named("keys")[1]["message"].startswith("key 2 of MOSHI_API_KEY: ")
+    change = ("instance_name", 'authorized_ids = ["web:public_token"]\ninstance_name')
+    path = configs.demo(tmp_path, change)
+    report = examined("--config", path, cwd=tmp_path, env={"MOSHI_API_KEY": ""})
+    assert report.named("keys")[1]["message"].startswith("key 1 of authorized_ids: ")
+
+
 def test_keys_of_a_configuration(tmp_path: Path) -> None:
     path = configs.demo(
         tmp_path, ("instance_name", 'authorized_ids = ["public_token"]\ninstance_name')

@@ -8,18 +8,20 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 
+from moshi_ctl import _native
 from moshi_ctl.client import AsrClient
-from support import configs, http, speech, tokens
+from support import cli, configs, http, speech, tokens
 from support.exposition import samples
 from support.hearing import hears
+from support.plans import Command
 from support.refusals import refusal
 from support.tokens import token
 from support.waiting import wait_until
-from support.worker import Worker, worker
+from support.worker import KEY, Worker, starting, worker
 
 PATH = "/api/asr-streaming"
 TIMEOUT_S = 30.0
@@ -182,6 +184,37 @@ def test_keys_of_a_configuration_that_are_mistaken(demo_dir: Path, tmp_path: Pat
         assert "canary" not in error
 
 
+def test_a_hang_up_while_it_starts_ends_nothing_and_is_heard(
+    demo_dir: Path, tmp_path: Path
+) -> None:
+    config = configs.slow_to_start(tmp_path)
+    write(tmp_path, "MOSHI_API_KEY=old\n")
+    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+    with starting(config, cwd=tmp_path, env=env) as started:
+        started.until("loading the model", 60.0)
+        write(tmp_path, "MOSHI_API_KEY=new\n")
+        started.process.send_signal(signal.SIGHUP)
+        started.wait_until_it_listens(60.0)
+        wait_until(lambda: opens(started, "new"))
+        assert not opens(started, "old")
+
+
+def test_a_hang_up_while_it_decides_ends_nothing_either(
+    command: Command, demo_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = []
+
+    def serve(_: Path, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        heard.append(options["read_keys"]())
+
+    monkeypatch.setattr(_native, "serve", serve)
+    command.set(MOSHI_CTL_DEMO_DIR=str(demo_dir), MOSHI_API_KEY="a:b")
+    said = command("worker", "--config", "demo", "--cpu", "-a", "127.0.0.1")
+    assert said.code == 0, said.err
+    assert heard == [{"api_keys": [("a", "b")], "jwt_secret": None}]
+
+
 @pytest.fixture(name="busy")
 def _busy(start: Start) -> Iterator[Worker]:
     content = f"MOSHI_API_KEY=web:canary-a,canary-b\n{SECRET}='{tokens.CANARY}'\n"
@@ -225,3 +258,12 @@ def test_nobody_s_sessions_have_a_name_too(start: Start) -> None:
         body = speech.SPEECH.read_bytes()
         assert http.request(started.port, "POST", PATH, body).status == 200
         wait_until(lambda: samples(started, key="none").get("moshi_key_sessions_total") == 1)
+
+
+def test_the_client_sends_the_first_key_without_its_name(server: Worker, tmp_path: Path) -> None:
+    arguments = ("transcribe", speech.SPEECH, "--url", server.url)
+    for listed in (f"web:{KEY}", f"web:{KEY},app:other", KEY):
+        result = cli.run(*arguments, cwd=tmp_path, env={"MOSHI_API_KEY": listed})
+        assert result.returncode == 0, result.stderr
+    result = cli.run(*arguments, cwd=tmp_path, env={"MOSHI_API_KEY": f"web:other,app:{KEY}"})
+    assert "does not know this key" in result.stderr

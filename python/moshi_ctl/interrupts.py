@@ -1,4 +1,4 @@
-"""Ctrl-C while the extension works."""
+"""Signals, while the extension works and before."""
 
 from __future__ import annotations
 
@@ -18,3 +18,16 @@ def ending_the_process() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def hang_up_ends_nothing() -> Iterator[None]:
+    """Ignores SIGHUP, which tells a server to read its keys again: one that starts will anyway."""
+    if not hasattr(signal, "SIGHUP"):
+        yield
+        return
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, previous)

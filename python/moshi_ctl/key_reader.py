@@ -43,12 +43,8 @@ class KeyReader:
         Raises:
             UsageError: When a key cannot be used, or there is none and others can reach `addr`.
         """
-        first = _read()
-        if (
-            first["api_keys"] is None
-            and first["jwt_secret"] is None
-            and not configuration.key_count
-        ):
+        self._warned_of: str | None = None
+        if self() == _NONE and configuration.key_count == 0:
             keys.refuse_open_server(addr)
             logs.warn(
                 f"no API key is set: every program on this machine can use the server at {addr}",
@@ -56,27 +52,22 @@ class KeyReader:
             )
         if not encrypted and not keys.is_loopback(addr):
             logs.warn(_PLAIN, hint=_PLAIN_HINT)
-        self._first: Reading | None = first
 
     def __call__(self) -> Reading:
-        """The first reading once, and then what the environment and `.env` say now.
+        """What the environment and `.env` say now; warns once of a secret that is too short.
 
         A server that has keys keeps them where there would be none any more.
 
         Raises:
             UsageError: When a key cannot be used.
         """
-        reading, self._first = self._first, None
-        return reading or _read()
-
-
-def _read() -> Reading:
-    environment = env.as_if_started_now()
-    api_keys = keys.keys_from_environment(environment)
-    secret = keys.jwt_secret_from_environment(environment)
-    if secret is not None and keys.is_short_for_tokens(secret):
-        logs.warn(keys.TOO_SHORT, hint=keys.TOO_SHORT_HINT)
-    return Reading(
-        api_keys=None if api_keys is None else [(key.name, key.key) for key in api_keys],
-        jwt_secret=secret,
-    )
+        environment = env.as_if_started_now()
+        api_keys = keys.keys_from_environment(environment)
+        secret = keys.jwt_secret_from_environment(environment)
+        if secret is not None and secret != self._warned_of and keys.is_short_for_tokens(secret):
+            logs.warn(keys.TOO_SHORT, hint=keys.TOO_SHORT_HINT)
+            self._warned_of = secret
+        return Reading(
+            api_keys=None if api_keys is None else [(key.name, key.key) for key in api_keys],
+            jwt_secret=secret,
+        )

@@ -72,7 +72,7 @@ def run(config_path: Path, options: WorkerOptions) -> None:
     addr = ip_address(options.addr)
     tls.check_files(options.tls_cert, options.tls_key)
     configuration = config.read(config_path, require_files=True, warmup=options.warmup)
-    with logs.running(configuration, options.log):
+    with logs.running(configuration, options.log), interrupts.hang_up_ends_nothing():
         _serve(configuration, addr, options)
 
 

@@ -19,6 +19,11 @@ def demo(folder: Path, *changes: tuple[str, str]) -> Path:
     return path
 
 
+def slow_to_start(folder: Path) -> Path:
+    """The demo with lanes and a context that take seconds to be measured before it listens."""
+    return demo(folder, ("batch_size = 4", "batch_size = 64"), ("context = 100", "context = 1500"))
+
+
 def shipped_copy(folder: Path, name: str, *lines: str, section: str = "") -> Path:
     """Writes a shipped configuration whose module says `lines`, with a section before it."""
     text = shipped.path_of(name).read_text()
