@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ import pytest
 
 from support import cli, configs, exposition, speech
 from support.fake_hub import FakeFile, fake_hub
+from support.waiting import PATIENCE_S, until
 from support.worker import KEY, Worker, worker
 
 TEXT_LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (ERROR| WARN| INFO|DEBUG|TRACE) "
     r"((session|model)\{.*?\}(:[a-z-]+)*: )?[\w:.]+: ."
 )
-PATIENCE_S = 30.0
 
 
 def without_times(lines: str) -> str:
@@ -86,13 +85,6 @@ def hear(started: Worker, audio: Path = speech.SPEECH) -> str:
 
 def dropped(started: Worker) -> float:
     return exposition.samples(started)["moshi_log_lines_dropped_total"]
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_lines_of_a_file_are_plain_and_of_one_shape(env: dict[str, str], config: Path) -> None:

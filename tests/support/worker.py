@@ -83,6 +83,7 @@ def worker(
     start_timeout_s: float = START_TIMEOUT_S,
     device: str | None = "cpu",
     address_space_bytes: int | None = None,
+    open_files: int | None = None,
 ) -> Iterator[Worker]:
     """Starts a worker on a free loopback port; `env` replaces the default key.
 
@@ -91,7 +92,7 @@ def worker(
     on_device = [] if device is None else ["--device", device]
     process = subprocess.Popen(
         [
-            *cli.command(address_space_bytes),
+            *cli.command(address_space_bytes, open_files),
             "worker",
             "--config",
             str(config),
