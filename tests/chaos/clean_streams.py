@@ -70,7 +70,7 @@ async def hear(
     pause_s: float = 0.0,
     is_ready: threading.Semaphore | None = None,
 ) -> Heard:
-    """One session, from its beginning to the marker behind its last sample.
+    """What a session of its own hears; see `converse`.
 
     Args:
         url: The server's.
@@ -79,8 +79,25 @@ async def hear(
         pause_s: What passes between two messages.
         is_ready: Released when the session has a lane.
     """
+    async with AsrClient(url, key=KEY) as asr:
+        if is_ready is not None:
+            is_ready.release()
+        return await converse(asr, samples, chunk=chunk, pause_s=pause_s)
 
-    async def listen(asr: AsrClient) -> list[Event]:
+
+async def converse(
+    asr: AsrClient, samples: Samples, *, chunk: int = FRAME_SAMPLES, pause_s: float = 0.0
+) -> Heard:
+    """What an open session hears up to the marker behind its last sample.
+
+    Args:
+        asr: The session.
+        samples: What is said.
+        chunk: Samples in a message.
+        pause_s: What passes between two messages.
+    """
+
+    async def listen() -> list[Event]:
         events: list[Event] = []
         async for event in asr:
             events.append(event)
@@ -88,19 +105,16 @@ async def hear(
                 return events
         raise AssertionError(f"closed before the marker, after {len(events)} events")
 
-    async with AsrClient(url, key=KEY) as asr:
-        if is_ready is not None:
-            is_ready.release()
-        listening = asyncio.create_task(listen(asr))
-        try:
-            for start in range(0, len(samples), chunk):
-                await asr.send_audio(samples[start : start + chunk])
-                await asyncio.sleep(pause_s)
-            await asr.send_marker(1)
-            await asr.send_audio(TAIL)
-            return heard(await asyncio.wait_for(listening, TIMEOUT_S))
-        finally:
-            listening.cancel()
+    listening = asyncio.create_task(listen())
+    try:
+        for start in range(0, len(samples), chunk):
+            await asr.send_audio(samples[start : start + chunk])
+            await asyncio.sleep(pause_s)
+        await asr.send_marker(1)
+        await asr.send_audio(TAIL)
+        return heard(await asyncio.wait_for(listening, TIMEOUT_S))
+    finally:
+        listening.cancel()
 
 
 def say(url: str, samples: Samples, *, chunk: int = FRAME_SAMPLES) -> Heard:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 
 import msgpack
 
@@ -21,14 +22,15 @@ PROTOCOL_ERROR = 1002
 POLICY = 1008
 TOO_BIG = 1009
 UNSUPPORTED = 1003
+INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 
 LAST_MARKER = 4_242
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How a server ended a session.
+@dataclass
+class Outcome:
+    """What a server said to a session, up to an end or a last marker.
 
     Attributes:
         events: What it said, the errors left out.
@@ -36,9 +38,9 @@ class Ending:
         code: The close code, if there was one.
     """
 
-    events: tuple[Event, ...]
-    errors: tuple[str, ...]
-    code: int | None
+    events: list[Event] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    code: int | None = None
 
 
 def join(port: int, *, receive_buffer_bytes: int | None = None) -> RawWebSocket:
@@ -60,11 +62,10 @@ def join(port: int, *, receive_buffer_bytes: int | None = None) -> RawWebSocket:
     return session
 
 
-def next_event(session: RawWebSocket) -> Event:
-    """The next that the server says."""
-    event = protocol.decode(session.next_message())
-    assert event is not None
-    return event
+def next_event(session: RawWebSocket) -> Event | None:
+    """The next that the server says, None when it ended the connection instead."""
+    message = session.next_message()
+    return None if message is None else protocol.decode(message)
 
 
 def encode(kind: str, **fields: object) -> bytes:
@@ -73,27 +74,36 @@ def encode(kind: str, **fields: object) -> bytes:
 
 
 def finish(session: RawWebSocket) -> list[Event]:
-    """Asks for a last marker; everything up to it."""
-    session.send_message(protocol.encode_marker(LAST_MARKER))
-    session.send_message(protocol.encode_audio(TAIL))
-    events: list[Event] = []
-    while not events or events[-1] != Marker(LAST_MARKER):
-        events.append(next_event(session))
-    return events
+    """Asks for a last marker and gives everything up to it; the session must live that long."""
+    end = outcome(session)
+    assert end.events[-1:] == [Marker(LAST_MARKER)], end
+    return end.events
 
 
-def ending(session: RawWebSocket) -> Ending:
-    """How the server ends the session, or ended it."""
-    farewell = session.until_closed()
-    events = [protocol.decode(message) for message in farewell.messages]
-    return Ending(
-        tuple(event for event in events if event is not None and not isinstance(event, Failure)),
-        tuple(event.message for event in events if isinstance(event, Failure)),
-        farewell.code,
-    )
+def outcome(session: RawWebSocket) -> Outcome:
+    """Asks for a last marker; everything up to it, or to the end if the server ends before."""
+    # One that has ended the session already may not take this; what it said is there to be read.
+    with contextlib.suppress(OSError):
+        session.send_message(protocol.encode_marker(LAST_MARKER))
+        session.send_message(protocol.encode_audio(TAIL))
+    return ending(session)
 
 
-def assert_explained(end: Ending, *codes: int) -> None:
+def ending(session: RawWebSocket) -> Outcome:
+    """Everything up to the last marker or the end, whatever comes first."""
+    end = Outcome()
+    while (event := next_event(session)) is not None:
+        if isinstance(event, Failure):
+            end.errors.append(event.message)
+        else:
+            end.events.append(event)
+        if event == Marker(LAST_MARKER):
+            break
+    end.code = session.code
+    return end
+
+
+def assert_explained(end: Outcome, *codes: int) -> None:
     """The session was told once what was wrong, and closed with one of the codes."""
     assert len(end.errors) == 1, end
     assert end.errors[0].strip(), end

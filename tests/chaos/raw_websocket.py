@@ -9,7 +9,7 @@ import hashlib
 import socket
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 
 from moshi_ctl.client import DEFAULT_PATH
@@ -116,23 +116,6 @@ class ConnectionEndedError(Exception):
     """The server ended the connection, with a FIN or a RST, and no frame is left."""
 
 
-@dataclass
-class Farewell:
-    """All that a server said to the end of a connection.
-
-    Attributes:
-        messages: Payloads of whole messages, control frames left out.
-        code: The close code; None where no close frame came or it had none.
-        reason: The close frame's reason.
-        closed: Whether a close frame came.
-    """
-
-    messages: list[bytes] = field(default_factory=list)
-    code: int | None = None
-    reason: str = ""
-    closed: bool = False
-
-
 def upgrade_request(
     port: int,
     path: str = DEFAULT_PATH,
@@ -168,11 +151,17 @@ class RawWebSocket:
 
     Attributes:
         socket: The plain socket.
+        closed: Whether the server sent a close frame.
+        code: The code in it; None where there was none.
+        reason: The reason in it.
     """
 
     def __init__(self, plain: socket.socket) -> None:
         """Takes over a connected socket."""
         self.socket = plain
+        self.closed = False
+        self.code: int | None = None
+        self.reason = ""
         self._received = bytearray()
 
     def __enter__(self) -> RawWebSocket:
@@ -240,49 +229,39 @@ class RawWebSocket:
         del self._received[: head + length]
         return Frame(payload, first & 0x0F, bool(first & 0x80), first >> 4 & 7, mask=None)
 
-    def next_message(self) -> bytes:
-        """The next whole message; pings on the way are answered.
+    def next_message(self) -> bytes | None:
+        """The payload of the next whole message, None at the connection's end.
+
+        Pings are answered, and a close frame too; what it says is kept.
 
         Raises:
-            ConnectionEndedError: When the server closes first.
+            TimeoutError: When neither comes.
         """
         payload = b""
-        while True:
-            frame = self.receive()
-            if frame.opcode == Opcode.PING:
-                self.send(Frame(frame.payload, Opcode.PONG))
-            elif frame.opcode == Opcode.CLOSE:
-                raise ConnectionEndedError(f"closed: {frame.payload!r}")
-            elif frame.opcode != Opcode.PONG:
-                payload += frame.payload
-                if frame.fin:
-                    return payload
-
-    def until_closed(self) -> Farewell:
-        """Everything up to the end of the connection; a close frame is answered.
-
-        Raises:
-            TimeoutError: When there is no end.
-        """
-        farewell, payload = Farewell(), b""
         while True:
             try:
                 frame = self.receive()
             except ConnectionEndedError:
-                return farewell
+                return None
             if frame.opcode == Opcode.CLOSE:
-                farewell.closed = True
+                self.closed = True
                 if frame.payload:
-                    farewell.code = int.from_bytes(frame.payload[:2], "big")
-                    farewell.reason = frame.payload[2:].decode()
+                    self.code = int.from_bytes(frame.payload[:2], "big")
+                    self.reason = frame.payload[2:].decode()
                 self._answer(Frame(frame.payload[:2], Opcode.CLOSE))
             elif frame.opcode == Opcode.PING:
                 self._answer(Frame(frame.payload, Opcode.PONG))
             elif frame.opcode != Opcode.PONG:
                 payload += frame.payload
                 if frame.fin:
-                    farewell.messages.append(payload)
-                    payload = b""
+                    return payload
+
+    def until_closed(self) -> list[bytes]:
+        """The payloads of all messages up to the connection's end; see `next_message`."""
+        messages = []
+        while (message := self.next_message()) is not None:
+            messages.append(message)
+        return messages
 
     def fin(self) -> None:
         """Says at the level of TCP that nothing more will be sent; reading goes on."""

@@ -89,7 +89,8 @@ def test_a_fin_after_some_bytes(after_bytes: int) -> None:
 
 @pytest.mark.parametrize("after_bytes", [0, 5])
 def test_a_reset_after_some_bytes(after_bytes: int) -> None:
-    with connected((TO_CLIENT, Reset(), after_bytes)) as ends:
+    with connected() as ends:
+        ends.between.switch(TO_CLIENT, Reset(), after_bytes=after_bytes)
         if after_bytes:
             ends.client.sendall(b"hello")
             assert ends.server.recv(100) == b"hello"
@@ -158,9 +159,8 @@ def test_faults_come_and_go_on_a_living_connection() -> None:
 def test_without_a_server_the_client_is_reset() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    with (
-        proxy(port) as between,
-        socket.create_connection(("127.0.0.1", between.port), TIMEOUT_S) as client,
-        pytest.raises(ConnectionResetError),
-    ):
-        client.recv(1)
+    with proxy(port) as between, socket.socket() as client:
+        client.settimeout(TIMEOUT_S)
+        with pytest.raises(ConnectionResetError):
+            client.connect(("127.0.0.1", between.port))
+            client.recv(1)
