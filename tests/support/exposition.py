@@ -15,3 +15,13 @@ def samples(server: Worker, **labels: str) -> dict[str, float]:
         for sample in family.samples
         if labels.items() <= sample.labels.items()
     }
+
+
+def sums(server: Worker, **labels: str) -> dict[str, float]:
+    """The sums of those with these labels, by name."""
+    totals: dict[str, float] = {}
+    for family in text_string_to_metric_families(server.get("/metrics")):
+        for sample in family.samples:
+            if labels.items() <= sample.labels.items():
+                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+    return totals
