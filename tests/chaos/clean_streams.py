@@ -42,23 +42,24 @@ class Heard:
         words: The words.
         ends: Where words end.
         prs: For each step the bytes of its probabilities, 32-bit floats, one per VAD head.
+        most_waiting: The most samples that waited for their turn; two sessions that heard the same
+            may differ in that.
     """
 
     words: tuple[Word, ...]
     ends: tuple[EndWord, ...]
     prs: tuple[bytes, ...]
+    most_waiting: int = field(default=0, compare=False)
 
 
 def heard(events: Sequence[Event]) -> Heard:
     """Those of a session's events that have to be equal for equal audio."""
+    steps = [event for event in events if isinstance(event, Step)]
     return Heard(
         tuple(event for event in events if isinstance(event, Word)),
         tuple(event for event in events if isinstance(event, EndWord)),
-        tuple(
-            np.asarray(event.prs, dtype=np.float32).tobytes()
-            for event in events
-            if isinstance(event, Step)
-        ),
+        tuple(np.asarray(step.prs, dtype=np.float32).tobytes() for step in steps),
+        max((step.buffered_pcm for step in steps), default=0),
     )
 
 

@@ -25,3 +25,8 @@ def sums(server: Worker, **labels: str) -> dict[str, float]:
             if labels.items() <= sample.labels.items():
                 totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
     return totals
+
+
+def ended(server: Worker, end: str) -> float:
+    """Sessions that ended that way."""
+    return sums(server, end=end)["moshi_sessions_ended_total"]

@@ -1,0 +1,122 @@
+"""Who sends faster than a model listens is slowed down; who does not read is cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from itertools import count
+
+import pytest
+
+from chaos.clean_streams import FreshServers, Heard, clean_streams, minutes_of_speech, say
+from chaos.conftest import Start
+from chaos.processes import resident_bytes
+from chaos.raw_session import finish, join
+from chaos.raw_websocket import Frame
+from moshi_ctl.protocol import SAMPLE_RATE_HZ, Samples, encode_audio
+from support import exposition
+from support.exposition import ended
+from support.waiting import until
+from support.worker import Worker
+
+MIB = 1 << 20
+
+MINUTES = [5.0, pytest.param(60.0, marks=pytest.mark.soak)]
+AUDIO_AHEAD_S = 20
+LANE_BYTES = AUDIO_AHEAD_S * SAMPLE_RATE_HZ * 4
+# What an allocator keeps for later, and what the kernel has not taken back yet.
+SLACK_BYTES = 12 * MIB
+DEAF = 4
+
+
+class MostMemory:
+    """Looks at a worker's memory now and again; use it as a context manager.
+
+    Attributes:
+        bytes: The most that was seen.
+    """
+
+    def __init__(self, server: Worker) -> None:
+        self.bytes = 0
+        self._server = server
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> MostMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, resident_bytes(self._server))
+            if self._over.wait(0.02):
+                return
+
+
+@pytest.mark.parametrize("minutes", MINUTES)
+def test_audio_far_ahead_of_real_time_is_slowed_down(
+    start: Start, fresh: FreshServers, audio: Samples, expected: Heard, minutes: float
+) -> None:
+    samples = minutes_of_speech(minutes)
+    assert samples.nbytes > 2 * SLACK_BYTES, "too little to show anything"
+    with start(audio_ahead_s=AUDIO_AHEAD_S) as server:
+        with clean_streams(server.url, audio, expected, count=3):
+            pass
+        before = resident_bytes(server)
+        with clean_streams(server.url, audio, expected) as streams, MostMemory(server) as most:
+            sessions = streams.sessions
+            said = say(server.url, samples, chunk=SAMPLE_RATE_HZ)
+            assert streams.sessions > sessions
+        until(lambda: exposition.samples(server)["moshi_backlog_seconds"] == 0)
+    assert said == fresh.hear(samples)
+    # The lane was full, or this shows nothing; and it was never fuller than that.
+    assert AUDIO_AHEAD_S / 2 < said.most_waiting / SAMPLE_RATE_HZ <= AUDIO_AHEAD_S
+    assert most.bytes - before < LANE_BYTES + SLACK_BYTES
+
+
+def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Heard) -> None:
+    frame = Frame(encode_audio(minutes_of_speech(1.0))).encode()
+    with (
+        start(not_reading_s=1, ping_every_s=0.5, audio_ahead_s=AUDIO_AHEAD_S) as server,
+        clean_streams(server.url, audio, expected),
+        contextlib.ExitStack() as stack,
+    ):
+        before = resident_bytes(server)
+        deaf = [stack.enter_context(join(server.port, receive_buffer_bytes=1)) for _ in range(DEAF)]
+        for session in deaf:
+            # A server that does not step a lane any more stops reading too.
+            session.socket.settimeout(2)
+            with contextlib.suppress(OSError):
+                for _ in count():
+                    session.socket.sendall(frame)
+        until(lambda: ended(server, "not_reading") == DEAF)
+        for session in deaf:
+            drain(session.socket)
+        assert resident_bytes(server) - before < DEAF * LANE_BYTES + 2 * SLACK_BYTES
+
+
+def drain(plain: socket.socket) -> None:
+    """Reads what is left; the end may be a reset that was noticed before."""
+    plain.settimeout(10)
+    with contextlib.suppress(ConnectionError):
+        while plain.recv(65_536):
+            pass
+
+
+def test_who_reads_slowly_is_kept(start: Start) -> None:
+    with (
+        start(not_reading_s=1) as server,
+        join(server.port, receive_buffer_bytes=1) as session,
+    ):
+        session.send_message(encode_audio(minutes_of_speech(1.0)))
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            assert session.next_message() is not None
+            time.sleep(0.01)
+        assert finish(session)
