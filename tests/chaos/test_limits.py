@@ -27,7 +27,7 @@ from moshi_ctl.client import DEFAULT_PATH
 from moshi_ctl.protocol import Samples
 from support import speech
 from support.http import Answer, request
-from support.waiting import until
+from support.waiting import wait_until
 from support.worker import KEY, Worker
 
 MIB = 1 << 20
@@ -194,7 +194,7 @@ def test_handshakes_that_drip_hold_nobody_up(
     with start(handshake_s=3, connections=2 * SLOW) as server:
         with clean_streams(server.url, audio, expected):
             pass
-        until(lambda: lanes_in_use(server) == 0)
+        wait_until(lambda: lanes_in_use(server) == 0)
         before = open_descriptors(server)
         head = raw_websocket.upgrade_request(server.port, headers=AUTHORIZED)
         with (
@@ -216,7 +216,7 @@ def test_handshakes_that_drip_hold_nobody_up(
             assert dropped == SLOW
             assert time.monotonic() - began < 30
             assert streams.sessions > 0
-        until(lambda: open_descriptors(server) <= before + 2)
+        wait_until(lambda: open_descriptors(server) <= before + 2)
 
 
 def test_of_too_many_handshakes_the_oldest_goes(start: Start) -> None:

@@ -41,7 +41,7 @@ from moshi_ctl.protocol import (
     encode_audio,
     encode_marker,
 )
-from support.waiting import until
+from support.waiting import wait_until
 from support.worker import KEY, Worker
 
 SEED = 24
@@ -68,7 +68,7 @@ async def in_all_lanes(server: Worker, lanes: int, said: Callable[[int], Samples
 
 
 def until_free(server: Worker) -> None:
-    until(lambda: server.modules()[0]["used_slots"] == "0")
+    wait_until(lambda: server.modules()[0]["used_slots"] == "0")
 
 
 def test_every_lane_of_a_full_batch_hears_what_one_alone_does(

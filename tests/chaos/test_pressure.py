@@ -18,7 +18,7 @@ from chaos.raw_websocket import Frame
 from moshi_ctl.protocol import SAMPLE_RATE_HZ, Samples, encode_audio
 from support import exposition
 from support.exposition import ended
-from support.waiting import until
+from support.waiting import wait_until
 from support.worker import Worker
 
 MIB = 1 << 20
@@ -73,7 +73,7 @@ def test_audio_far_ahead_of_real_time_is_slowed_down(
             sessions = streams.sessions
             said = say(server.url, samples, chunk=SAMPLE_RATE_HZ)
             assert streams.sessions > sessions
-        until(lambda: exposition.samples(server)["moshi_backlog_seconds"] == 0)
+        wait_until(lambda: exposition.samples(server)["moshi_backlog_seconds"] == 0)
     assert said == fresh.hear(samples)
     # The lane was full, or this shows nothing; and it was never fuller than that.
     assert AUDIO_AHEAD_S / 2 < said.most_waiting / SAMPLE_RATE_HZ <= AUDIO_AHEAD_S
@@ -83,7 +83,7 @@ def test_audio_far_ahead_of_real_time_is_slowed_down(
 def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Heard) -> None:
     frame = Frame(encode_audio(minutes_of_speech(1.0))).encode()
     with (
-        start(not_reading_s=1, ping_every_s=0.5, audio_ahead_s=AUDIO_AHEAD_S) as server,
+        start(not_reading_s=1, ping_poll_s=0.5, audio_ahead_s=AUDIO_AHEAD_S) as server,
         clean_streams(server.url, audio, expected),
         contextlib.ExitStack() as stack,
     ):
@@ -95,7 +95,7 @@ def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Hear
             with contextlib.suppress(OSError):
                 for _ in count():
                     session.socket.sendall(frame)
-        until(lambda: ended(server, "not_reading") == DEAF)
+        wait_until(lambda: ended(server, "not_reading") == DEAF)
         for session in deaf:
             drain(session.socket)
         assert resident_bytes(server) - before < DEAF * LANE_BYTES + 2 * SLACK_BYTES

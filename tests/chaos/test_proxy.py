@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from chaos.proxy import BlackHole, Delay, Direction, Fault, Fin, Proxy, Reset, Stall, Trickle, proxy
-from support.waiting import until
+from support.waiting import wait_until
 
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 TIMEOUT_S = 10.0
@@ -75,7 +75,7 @@ def test_without_a_fault_everything_passes_both_ways() -> None:
             assert all_of(listener) == sent
             speaking.join()
         assert ends.between.passed == dict.fromkeys(Direction, len(sent))
-        until(lambda: ends.between.open_connections() == 0)
+        wait_until(lambda: ends.between.open_connections() == 0)
 
 
 @pytest.mark.parametrize("after_bytes", [0, 5])

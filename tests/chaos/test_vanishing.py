@@ -20,7 +20,7 @@ from chaos.proxy import BlackHole, Direction, Stall, proxy
 from chaos.raw_session import POLICY, assert_explained, ending, join
 from moshi_ctl.protocol import Samples, encode_audio
 from support import exposition
-from support.waiting import until
+from support.waiting import wait_until
 from support.worker import Worker
 
 CYCLES = [400, pytest.param(10_000, marks=pytest.mark.soak)]
@@ -31,15 +31,15 @@ TESTS = Path(__file__).parents[1]
 
 
 def until_nobody_is_left(server: Worker, descriptors: int) -> None:
-    until(lambda: lanes_in_use(server) == 0)
-    until(lambda: open_descriptors(server) <= descriptors)
+    wait_until(lambda: lanes_in_use(server) == 0)
+    wait_until(lambda: open_descriptors(server) <= descriptors)
 
 
 @pytest.fixture(name="descriptors")
 def _descriptors(crowded: Worker, audio: Samples) -> int:
     """Open descriptors of a server that has served, and serves nobody now."""
     say(crowded.url, audio)
-    until(lambda: lanes_in_use(crowded) == 0)
+    wait_until(lambda: lanes_in_use(crowded) == 0)
     time.sleep(0.2)
     return open_descriptors(crowded)
 
@@ -59,7 +59,7 @@ def test_at_any_stage_in_any_way(
             stage = dice.choice(list(vanishing.STAGES))
             end = dice.choice(list(vanishing.ENDS))
             # Clients that vanished without a word may still have their lane for a moment.
-            until(lambda: lanes_in_use(crowded) < LANES, every_s=0.005)
+            wait_until(lambda: lanes_in_use(crowded) < LANES, poll_s=0.005)
             client = vanishing.STAGES[stage](crowded.port, dice)
             # A server that was faster may have closed or reset the connection already.
             with contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ def test_at_any_stage_in_any_way(
     assert streams.sessions >= 2
     until_nobody_is_left(crowded, descriptors)
     assert say(crowded.url, audio) == expected
-    until(lambda: lanes_in_use(crowded) == 0)
+    wait_until(lambda: lanes_in_use(crowded) == 0)
     assert_every_session_ended(crowded)
 
 
@@ -100,7 +100,7 @@ def test_behind_a_network_that_is_gone(
 ) -> None:
     # Nothing comes any more, not even a FIN or the answer to a ping.
     with (
-        start(ping_every_s=0.5, silent_s=2) as server,
+        start(ping_poll_s=0.5, silent_s=2) as server,
         proxy(server.port) as between,
         clean_streams(server.url, audio, expected),
         contextlib.ExitStack() as stack,
@@ -110,12 +110,12 @@ def test_behind_a_network_that_is_gone(
             session.send_message(encode_audio(audio[: 1000 * number]))
         for way in Direction:
             between.switch(way, fault)
-        until(lambda: exposition.ended(server, "idle") == 5)
+        wait_until(lambda: exposition.ended(server, "idle") == 5)
 
 
 def test_who_is_only_silent_is_told_and_who_answers_pings_is_kept(start: Start) -> None:
     with (
-        start(ping_every_s=0.5, silent_s=2, no_data_s=6) as server,
+        start(ping_poll_s=0.5, silent_s=2, no_data_s=6) as server,
         join(server.port) as silent,
         join(server.port) as attentive,
     ):
@@ -128,4 +128,4 @@ def test_who_is_only_silent_is_told_and_who_answers_pings_is_kept(start: Start) 
         end = ending(silent)
         assert_explained(end, POLICY)
         assert "pings" in end.errors[0]
-        until(lambda: lanes_in_use(server) == 0)
+        wait_until(lambda: lanes_in_use(server) == 0)

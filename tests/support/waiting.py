@@ -1,16 +1,19 @@
-"""Waiting for what takes a moment, and not for ever."""
+"""Waiting for what happens elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 60.0
+POLL_S = 0.05
 
 
-def until(is_so: Callable[[], bool], timeout_s: float = PATIENCE_S, every_s: float = 0.05) -> None:
-    """Returns once it is so; fails when that takes longer than only a bug would make it."""
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end, f"still not so after {timeout_s:g} s"
-        time.sleep(every_s)
+def wait_until(
+    holds: Callable[[], object], timeout_s: float = TIMEOUT_S, poll_s: float = POLL_S
+) -> None:
+    """Looks again and again until it is so."""
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline_s, f"not so within {timeout_s:g} s"
+        time.sleep(poll_s)
