@@ -204,6 +204,16 @@ class RawWebSocket:
         pairs = (line.split(":", 1) for line in lines)
         return int(first.split()[1]), {name.lower(): value.strip() for name, value in pairs}
 
+    def read_exactly(self, length: int) -> bytes:
+        """The next bytes, as they come.
+
+        Raises:
+            ConnectionEndedError: When there are not so many.
+        """
+        taken = self._peek(length)
+        del self._received[:length]
+        return taken
+
     def send(self, *frames: Frame) -> None:
         """Sends frames."""
         self.socket.sendall(b"".join(frame.encode() for frame in frames))

@@ -1,9 +1,8 @@
-"""What is too large is refused at its limit, whoever sends it in whatever pieces, and held by nobody."""
+"""What is too large or too slow is refused at its limit, in whatever pieces it comes."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 
 import pytest
@@ -188,9 +187,7 @@ def test_heads_are_refused_at_their_limit(start: Start, audio: Samples, expected
 SLOW = 200
 
 
-def test_handshakes_that_drip_hold_nobody_up(
-    start: Start, audio: Samples, expected: Heard
-) -> None:
+def test_handshakes_that_drip_hold_nobody_up(start: Start, audio: Samples, expected: Heard) -> None:
     with start(handshake_s=3, connections=2 * SLOW) as server:
         with clean_streams(server.url, audio, expected):
             pass

@@ -114,6 +114,7 @@ def worker(
         device=device,
         port=port,
         address_space_bytes=address_space_bytes,
+        open_files=open_files,
     ) as started:
         started.wait_until_it_listens(start_timeout_s)
         yield started
@@ -128,6 +129,7 @@ def starting(
     device: str | None = "cpu",
     port: int = 0,
     address_space_bytes: int | None = None,
+    open_files: int | None = None,
 ) -> Iterator[Worker]:
     """A `worker` that does not listen yet."""
     on_device = [] if device is None else ["--device", device]
