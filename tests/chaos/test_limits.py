@@ -69,7 +69,7 @@ def test_a_message_that_never_ends_is_refused_at_the_limit(start: Start) -> None
         assert resident_bytes(server) - before < 16 * MIB
 
 
-@pytest.mark.parametrize("claimed", [LIMIT + 1, 1 << 32, (1 << 63) - 1])
+@pytest.mark.parametrize("claimed", [2 * LIMIT + 1, 1 << 32, (1 << 63) - 1])
 def test_a_frame_that_claims_too_much_is_refused_at_once(start: Start, claimed: int) -> None:
     with start(message_mb=1) as server, join(server.port) as session:
         before = resident_bytes(server)
@@ -123,7 +123,7 @@ def test_bodies_at_their_limit(start: Start) -> None:
         assert post(server, wav_of(LIMIT)).status == 200
         answer = post(server, wav_of(LIMIT + 1))
         assert answer.status == 413
-        assert b"1 M" in answer.body
+        assert str(LIMIT).encode() in answer.body
         # Before it comes, where it is announced.
         status, _ = post_raw(server, Content_Length=str(1 << 40))
         assert status == 413

@@ -100,7 +100,7 @@ def test_behind_a_network_that_is_gone(
 ) -> None:
     # Nothing comes any more, not even a FIN or the answer to a ping.
     with (
-        start(ping_poll_s=0.5, silent_s=2) as server,
+        start(ping_every_s=0.5, silent_s=2) as server,
         proxy(server.port) as between,
         clean_streams(server.url, audio, expected),
         contextlib.ExitStack() as stack,
@@ -115,7 +115,7 @@ def test_behind_a_network_that_is_gone(
 
 def test_who_is_only_silent_is_told_and_who_answers_pings_is_kept(start: Start) -> None:
     with (
-        start(ping_poll_s=0.5, silent_s=2, no_data_s=6) as server,
+        start(ping_every_s=0.5, silent_s=2, no_data_s=6) as server,
         join(server.port) as silent,
         join(server.port) as attentive,
     ):
