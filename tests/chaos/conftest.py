@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from chaos.clean_streams import FreshServers, Heard, speech_and_echo
+from moshi_ctl.client import DEFAULT_PATH
 from moshi_ctl.protocol import Samples
 from support import configs
 from support.worker import KEY, Worker, worker
 
 LANES = 16
+SECOND_PATH = "/api/second"
 
 Start = Callable[..., AbstractContextManager[Worker]]
 
@@ -38,13 +40,14 @@ def expected(fresh: FreshServers, audio: Samples) -> Heard:
 def start(demo_dir: Path, tmp_path: Path) -> Start:
     """Starts workers of the demo model with lanes enough for clean streams and their neighbours.
 
-    Keyword arguments are limits, as in the configuration's section; `lanes` and `open_files`, the
-    file descriptors that it may have, are not.
+    Keyword arguments are limits, as in the configuration's section, but for `lanes` of each module,
+    `modules`, of which the second is at `SECOND_PATH`, and `open_files`, the file descriptors that
+    the process may have.
     """
 
     @contextmanager
     def start(
-        *, lanes: int = LANES, open_files: int | None = None, **limits: float
+        *, lanes: int = LANES, modules: int = 1, open_files: int | None = None, **limits: float
     ) -> Iterator[Worker]:
         lines = "".join(f"{name} = {value}\n" for name, value in limits.items())
         config = configs.demo(
@@ -52,6 +55,10 @@ def start(demo_dir: Path, tmp_path: Path) -> Start:
             ("batch_size = 4", f"batch_size = {lanes}"),
             ("[modules.asr]", f"[limits]\n{lines}\n[modules.asr]" if limits else "[modules.asr]"),
         )
+        if modules == 2:
+            text = config.read_text()
+            module = text[text.index("[modules.asr]") :].replace("[modules.asr", "[modules.second")
+            config.write_text(text + module.replace(DEFAULT_PATH, SECOND_PATH))
         env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
         with worker(config, cwd=tmp_path, env=env, open_files=open_files) as started:
             yield started

@@ -122,7 +122,6 @@ def upgrade_request(
     headers: Headers = (),
     *,
     without: Collection[str] = (),
-    method: str = "GET",
 ) -> bytes:
     """The bytes of a handshake.
 
@@ -131,7 +130,6 @@ def upgrade_request(
         path: With the query.
         headers: Sent in addition, whether or not there are others of the same name.
         without: Headers of a proper handshake that are left out.
-        method: The HTTP method.
     """
     proper = [
         ("Host", f"127.0.0.1:{port}"),
@@ -140,8 +138,17 @@ def upgrade_request(
         ("Sec-WebSocket-Version", "13"),
         ("Sec-WebSocket-Key", _NONCE),
     ]
+    return _head("GET", path, [*(pair for pair in proper if pair[0] not in without), *headers])
+
+
+def post_request(port: int, headers: Headers = (), path: str = DEFAULT_PATH) -> bytes:
+    """The bytes of a POST up to its body; the arguments are those of `upgrade_request`."""
+    return _head("POST", path, [("Host", f"127.0.0.1:{port}"), *headers])
+
+
+def _head(method: str, path: str, headers: Headers) -> bytes:
     lines = [f"{method} {path} HTTP/1.1".encode()]
-    for name, value in [*(header for header in proper if header[0] not in without), *headers]:
+    for name, value in headers:
         lines.append(name.encode() + b": " + (value.encode() if isinstance(value, str) else value))
     return b"\r\n".join([*lines, b"", b""])
 

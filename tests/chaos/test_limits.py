@@ -105,16 +105,11 @@ def post_raw(server: Worker, *parts: bytes, **fields: str) -> tuple[int, dict[st
     """The head of the answer to a POST whose body comes as these bytes, or not at all."""
     headers = [(name.replace("_", "-"), value) for name, value in fields.items()]
     with raw_websocket.dial(server.port) as client:
-        head = raw_websocket.upgrade_request(
-            server.port, headers=[*AUTHORIZED, *headers], without=UPGRADE, method="POST"
-        )
+        head = raw_websocket.post_request(server.port, [*AUTHORIZED, *headers])
         with contextlib.suppress(OSError):
             for part in (head, *parts):
                 client.socket.sendall(part)
         return client.read_head()
-
-
-UPGRADE = ("Connection", "Upgrade", "Sec-WebSocket-Version", "Sec-WebSocket-Key")
 
 
 def test_bodies_at_their_limit(start: Start) -> None:
@@ -142,12 +137,7 @@ def test_bodies_are_not_held_beyond_what_all_may_take(start: Start) -> None:
         for _ in range(6):
             client = stack.enter_context(raw_websocket.dial(server.port))
             headers = [*AUTHORIZED, ("Content-Length", str(2 * MIB))]
-            client.socket.sendall(
-                raw_websocket.upgrade_request(
-                    server.port, headers=headers, without=UPGRADE, method="POST"
-                )
-                + bytes(MIB)
-            )
+            client.socket.sendall(raw_websocket.post_request(server.port, headers) + bytes(MIB))
             client.socket.settimeout(1.0)
             held.append(client)
         refused = 0

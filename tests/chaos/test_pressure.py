@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from itertools import count
 
 import pytest
@@ -13,7 +14,7 @@ from chaos.conftest import Start
 from chaos.processes import resident_bytes
 from chaos.raw_session import finish, join
 from chaos.raw_websocket import Frame, RawWebSocket
-from moshi_ctl.protocol import SAMPLE_RATE_HZ, Samples, encode_audio
+from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, Samples, encode_audio, encode_marker
 from support import exposition
 from support.exposition import ended
 from support.waiting import wait_until
@@ -79,11 +80,16 @@ def test_audio_far_ahead_of_real_time_is_slowed_down(
 
 
 def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Heard) -> None:
-    second = Frame(encode_audio(minutes_of_speech(1 / 60))).encode()
+    # Many answers for little audio.
+    speech = Frame(encode_audio(audio[:FRAME_SAMPLES])).encode()
+    markers = Frame(encode_marker(1)).encode() * 200
 
     def speak_until_cut_off(session: RawWebSocket) -> None:
         for _ in count():
-            session.socket.sendall(second)
+            session.socket.sendall(speech + markers)
+
+    def have_ended(server: Worker, end: str, number: int) -> bool:
+        return ended(server, end) == number
 
     with (
         start(not_reading_s=1, audio_ahead_s=AUDIO_AHEAD_S) as server,
@@ -98,7 +104,7 @@ def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Hear
             ):
                 # Not a timeout: nothing is taken for a while, and then there is nobody to take it.
                 speak_until_cut_off(session)
-            wait_until(lambda number=number: ended(server, "not_reading") == number + 1)
+            wait_until(partial(have_ended, server, "not_reading", number + 1))
             assert most.bytes - before < LANE_BYTES + SLACK_BYTES
 
 

@@ -84,12 +84,7 @@ def _waiting(port: int, dice: Dice) -> Client:
 
 def _in_a_post(port: int, dice: Dice) -> Client:
     client = raw_websocket.dial(port)
-    head = raw_websocket.upgrade_request(
-        port,
-        headers=[*AUTHORIZED, ("Content-Length", "100000")],
-        without=["Connection", "Upgrade", "Sec-WebSocket-Version", "Sec-WebSocket-Key"],
-        method="POST",
-    )
+    head = raw_websocket.post_request(port, [*AUTHORIZED, ("Content-Length", "100000")])
     client.socket.sendall(head + bytes(dice.randrange(1000)))
     return client
 
