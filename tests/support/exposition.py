@@ -30,3 +30,13 @@ def sums(server: Worker, **labels: str) -> dict[str, float]:
 def ended(server: Worker, end: str) -> float:
     """Sessions that ended that way."""
     return sums(server, end=end)["moshi_sessions_ended_total"]
+
+
+def values_of(server: Worker, metric: str, label: str) -> set[str]:
+    """The values that a label of a metric has."""
+    return {
+        sample.labels[label]
+        for family in text_string_to_metric_families(server.get("/metrics"))
+        for sample in family.samples
+        if sample.name == metric
+    }
