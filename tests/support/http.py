@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,8 +25,17 @@ def request(
     path: str,
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
+    *,
+    trust: ssl.SSLContext | None = None,
 ) -> Answer:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    """Asks a server on loopback; encrypted where there are certificates to `trust`."""
+    connection: http.client.HTTPConnection
+    if trust is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    else:
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", port, timeout=TIMEOUT_S, context=trust
+        )
     try:
         connection.request(method, path, body, dict(headers or {}))
         response = connection.getresponse()

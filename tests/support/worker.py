@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import ssl
 import subprocess
 import threading
 import urllib.request
@@ -20,7 +21,7 @@ KEY = "test-key"
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
 
-_LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+)")
+_LISTENING = re.compile(r"listening on (https?)://127\.0\.0\.1:(\d+)")
 
 
 @dataclass
@@ -31,24 +32,30 @@ class Worker:
         process: The process.
         port: Where it listens.
         log: What it wrote so far, line by line.
+        scheme: How it is asked: `http`, or `https` where it has a certificate.
+        trust: The certificates that its own is checked with.
     """
 
     process: subprocess.Popen[str]
     port: int = 0
     log: list[str] = field(default_factory=list)
+    scheme: str = "http"
+    trust: ssl.SSLContext | None = None
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _is_over: bool = False
 
     @property
     def http(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/api/asr-streaming"
+        return f"{self.http.replace('http', 'ws')}/api/asr-streaming"
 
     def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"{self.http}{path}", timeout=10) as response:  # noqa: S310
+        with urllib.request.urlopen(  # noqa: S310
+            f"{self.http}{path}", timeout=10, context=self.trust
+        ) as response:
             return str(response.read().decode())
 
     def modules(self) -> list[dict[str, Any]]:
@@ -77,7 +84,7 @@ class Worker:
             with self._changed:
                 self.log.append(line)
                 if (match := _LISTENING.search(line)) is not None:
-                    self.port = int(match[1])
+                    self.scheme, self.port = match[1], int(match[2])
                 self._changed.notify_all()
         with self._changed:
             self._is_over = True

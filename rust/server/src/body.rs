@@ -10,7 +10,7 @@ use hyper::body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use crate::limits::{CLOSE_HANDSHAKE, Limits};
+use crate::limits::Limits;
 use crate::metrics::Refusal;
 
 /// What memory for bodies is given out in, in bytes.
@@ -69,18 +69,8 @@ impl Bodies {
         Self { free: Arc::new(Semaphore::new(bytes.div_ceil(GRAIN_BYTES))) }
     }
 
-    /// Reads a body to its end. What is refused before that is read on for a moment, so that its
-    /// sender, who may still be writing, gets to read the answer.
-    pub(crate) async fn receive(&self, body: Body, limits: &Limits) -> Result<Held, BodyError> {
-        let mut body = body;
-        let received = self.read(&mut body, limits).await;
-        if received.is_err() {
-            discard(body);
-        }
-        received
-    }
-
-    async fn read(&self, body: &mut Body, limits: &Limits) -> Result<Held, BodyError> {
+    /// Reads a body to its end.
+    pub(crate) async fn receive(&self, mut body: Body, limits: &Limits) -> Result<Held, BodyError> {
         let most = limits.body_mb.bytes();
         let hint = body.size_hint();
         if hint.lower() > most as u64 {
@@ -108,18 +98,6 @@ impl Bodies {
             }
         }
     }
-}
-
-/// Reads and forgets the rest of a body for a moment. Closing with unread data would reset the
-/// connection, and the answer could be lost.
-pub(crate) fn discard(mut body: Body) {
-    if body.is_end_stream() {
-        return;
-    }
-    tokio::spawn(timeout(
-        CLOSE_HANDSHAKE,
-        async move { while let Some(Ok(_)) = body.frame().await {} },
-    ));
 }
 
 #[cfg(test)]

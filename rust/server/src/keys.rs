@@ -55,8 +55,15 @@ impl Keys {
         in_query: bool,
         sessions_each: usize,
     ) -> Result<Self, String> {
-        let ring = Mutex::new(Arc::new(ring(read()?)));
-        Ok(Self { read, ring, in_query, sessions_each, sessions: Arc::default() })
+        let ring = ring(read()?);
+        let sessions = ring.owners().map(|name| (name, 0)).collect();
+        Ok(Self {
+            read,
+            ring: Mutex::new(Arc::new(ring)),
+            in_query,
+            sessions_each,
+            sessions: Arc::new(Mutex::new(sessions)),
+        })
     }
 
     /// Whether nobody needs a key.
@@ -74,12 +81,13 @@ impl Keys {
                 );
             }
             Ok(ring) => {
-                let names: Vec<_> = ring.names().collect();
-                tracing::info!(
-                    keys = names.join(","),
-                    tokens = ring.takes_tokens(),
-                    "keys reloaded"
-                );
+                let names: Vec<_> = ring.owners().collect();
+                tracing::info!(keys = names.join(","), "keys reloaded");
+                let mut sessions = lock(&self.sessions);
+                sessions.retain(|name, open| *open > 0 || names.contains(name));
+                for name in names {
+                    sessions.entry(name).or_default();
+                }
                 *lock(&self.ring) = Arc::new(ring);
             }
             Err(error) => {
@@ -113,7 +121,7 @@ impl Keys {
         Some(KeyUse { name, sessions: Arc::clone(&self.sessions) })
     }
 
-    /// Sessions of every key that ever had one.
+    /// How many sessions are open, by the name of every key.
     pub(crate) fn sessions(&self) -> BTreeMap<Arc<str>, usize> {
         lock(&self.sessions).clone()
     }

@@ -6,7 +6,6 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use moshi_ctl_core::units::FRAME_SAMPLES;
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -104,19 +103,15 @@ pub(crate) async fn transcribe(
     let seat = lanes.join_within(visitor, limits::POST_LANE_WAIT).await?;
     tracing::Span::current().record("lane", seat.lane());
     let push = async {
-        let mut samples = first.len();
         let mut pushed = seat.push_pcm(&first).await;
         while pushed.is_ok()
             && let Some(pcm) = decoded.recv().await
         {
-            samples += pcm.len();
             pushed = seat.push_pcm(&pcm).await;
         }
         // Whoever ended the lane said why in its output.
-        if pushed.is_ok() && seat.push_marker(0).await.is_ok() {
-            let whole_frames = samples.next_multiple_of(FRAME_SAMPLES) - samples;
-            let delay = (lanes.delay() + 1) * FRAME_SAMPLES;
-            let _ = seat.push_pcm(&vec![0.0; whole_frames + delay]).await;
+        if pushed.is_ok() {
+            seat.wind_up(SessionEnd::Completed, close_code::NORMAL, "transcribed");
         }
     };
     let (words, ()) = tokio::join!(collect(&seat), push);
@@ -137,7 +132,7 @@ pub(crate) async fn transcribe(
     words
 }
 
-/// The words up to the marker.
+/// The words up to the end of the file.
 async fn collect(seat: &Seat) -> Result<Vec<OutMsg>, PostError> {
     let mut words = Vec::new();
     let mut error = None;
@@ -146,12 +141,14 @@ async fn collect(seat: &Seat) -> Result<Vec<OutMsg>, PostError> {
         for message in messages {
             match message {
                 OutMsg::Word { .. } | OutMsg::EndWord { .. } => words.push(message),
-                OutMsg::Marker { .. } => return Ok(words),
                 OutMsg::Error { message } => error = Some(message),
-                OutMsg::Ready | OutMsg::Step { .. } => {}
+                OutMsg::Ready | OutMsg::Step { .. } | OutMsg::Marker { .. } => {}
             }
         }
         if let Some(close) = close {
+            if close.end == SessionEnd::Completed {
+                return Ok(words);
+            }
             let why = error.unwrap_or_else(|| close.reason.clone());
             return Err(PostError::Ended { why, close });
         }

@@ -17,7 +17,6 @@ use tower_http::services::ServeDir;
 use tracing::{Instrument, Span, field};
 
 use crate::app::{App, Module};
-use crate::body::discard;
 use crate::build_info::build_info;
 use crate::keys::{KEY_HEADER, KeyQuery, KeyUse};
 use crate::lanes::{JoinError, Seat, Visitor};
@@ -162,7 +161,7 @@ async fn stream(
                     Ok(seat) => {
                         Span::current().record("lane", seat.lane());
                         tracing::info!(%peer, "session begins");
-                        app.metrics.key_session(&key.name);
+                        app.metrics.key_sessions(&key.name).inc();
                         session::serve(socket, seat, limits, app.going_away.subscribe()).await;
                     }
                     Err(error) => {
@@ -216,23 +215,17 @@ async fn file(
     // Before the body is read: nobody without a key makes the server hold 100 MB.
     let key = match admit(&app, &module, &headers, query) {
         Ok(key) => key,
-        Err(refusal) => {
-            discard(body);
-            return refusal;
-        }
+        Err(refusal) => return refusal,
     };
     let present = app.sessions.enter();
     let visitor = app.visitor(SessionKind::File);
     let span = session_span(&module, visitor, &key, &headers);
     let answer = async {
         tracing::info!(%peer, "a file comes in");
-        if let Err(error) = wait_for_a_lane(&app, &module).await {
-            discard(body);
-            return Err(error.into());
-        }
+        wait_for_a_lane(&app, &module).await?;
         let body = app.bodies.receive(body, &app.limits).await?;
         module.metrics().received(body.bytes.len());
-        app.metrics.key_session(&key.name);
+        app.metrics.key_sessions(&key.name).inc();
         let words = transcribe(&module.lanes, visitor, body.bytes.clone()).await?;
         tracing::info!(messages = words.len(), "the file is transcribed");
         Ok::<_, PostError>(words)

@@ -24,8 +24,10 @@ fn look_at_the_server(app: &App, metrics: &LookedUp) {
     let ready = if app.unready().is_empty() { 1.0 } else { 0.0 };
     metrics.set(catalogue::READY, &[], ready);
     metrics.set(catalogue::CONNECTIONS, &[], app.connections.open() as f64);
+    metrics.forget(catalogue::KEY_OPEN);
     for (key, open) in app.keys.sessions() {
         metrics.set(catalogue::KEY_OPEN, &[&key], open as f64);
+        app.metrics.key_sessions(&key);
     }
     let info = build_info();
     let built = ["version", "git_hash", "rustc_version", "cargo_target_triple"]

@@ -100,14 +100,11 @@ impl KeyRing {
         self.keys.is_empty() && self.tokens.is_none()
     }
 
-    /// The names of the plain keys.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.keys.iter().map(|key| &*key.name)
-    }
-
-    /// Whether tokens open it.
-    pub(crate) fn takes_tokens(&self) -> bool {
-        self.tokens.is_some()
+    /// Every name that [`KeyRing::owner`] may give.
+    pub(crate) fn owners(&self) -> impl Iterator<Item = Arc<str>> {
+        let others = [(self.tokens.is_some(), TOKEN), (self.is_empty(), NOBODY)];
+        let others = others.into_iter().filter_map(|(holds, name)| holds.then(|| name.into()));
+        self.keys.iter().map(|key| Arc::clone(&key.name)).chain(others)
     }
 
     /// The name of whom `candidate` lets in. Looks at every key and every byte whatever it finds, so

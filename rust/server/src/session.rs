@@ -10,6 +10,9 @@ use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
 
+use tungstenite::Error;
+use tungstenite::error::ProtocolError;
+
 use crate::app::until_going_away;
 use crate::close_code;
 use crate::lanes::{Close, Ended, Seat};
@@ -210,14 +213,23 @@ fn refused(error: String, code: u16) -> ReadEnd {
     ReadEnd::Refused { error, end: SessionEnd::Invalid, code }
 }
 
-/// A message over the limit deserves an explanation; a broken connection can hear none.
+/// A peer that sends too much or breaks the protocol deserves an explanation; one whose connection
+/// broke can hear none.
 fn broken(error: &(dyn StdError + 'static)) -> ReadEnd {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(tungstenite::Error::Capacity(error)) = error.downcast_ref() {
-            return refused(error.to_string(), close_code::TOO_BIG);
+        match error.downcast_ref() {
+            Some(Error::Capacity(error)) => return refused(error.to_string(), close_code::TOO_BIG),
+            Some(Error::Utf8(error)) => {
+                let error = format!("text that is no UTF-8: {error}");
+                return refused(error, close_code::INVALID_DATA);
+            }
+            Some(Error::Protocol(ProtocolError::ResetWithoutClosingHandshake)) => break,
+            Some(Error::Protocol(error)) => {
+                return refused(error.to_string(), close_code::PROTOCOL);
+            }
+            _ => cause = error.source(),
         }
-        cause = error.source();
     }
     ReadEnd::PeerLeft(SessionEnd::Lost)
 }

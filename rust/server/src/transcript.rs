@@ -32,6 +32,12 @@ impl Transcript {
         self.steps
     }
 
+    /// The word that began and was not said yet, once no token will follow.
+    pub(crate) fn finish(&mut self) -> Option<Spoken> {
+        let tokens = std::mem::take(&mut self.word);
+        (!tokens.is_empty()).then_some(Spoken::Word { tokens, start: self.last_stop })
+    }
+
     /// Takes the token of the next frame; `say` hears what it completes.
     pub(crate) fn step(&mut self, token: u32, mut say: impl FnMut(Spoken)) {
         self.steps += 1;
@@ -107,6 +113,16 @@ mod tests {
         let tokens = [10, 11, 12, END, 13, PAD];
         assert_eq!(said(4, &tokens), [word(&[13], 0)]);
         assert_eq!(said(3, &tokens), [word(&[12], 0), Spoken::EndWord { stop: 1 }, word(&[13], 1)]);
+    }
+
+    #[test]
+    fn a_word_that_nothing_followed_is_said_at_the_end() {
+        let mut transcript = Transcript::new(0);
+        for token in [END, 10, 11] {
+            transcript.step(token, |spoken| panic!("{spoken:?}"));
+        }
+        assert_eq!(transcript.finish(), Some(word(&[10, 11], 1)));
+        assert_eq!(transcript.finish(), None);
     }
 
     #[test]

@@ -5,16 +5,18 @@ mod support;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use moshi_ctl_core::ModelError;
-use moshi_ctl_core::units::TEXT_TOKEN_PADDING;
+use moshi_ctl_core::units::{TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING};
 use moshi_ctl_server::worker::{RunningWorker, Worker, WorkerError, WorkerOptions, build_info};
-use support::model::{ERROR, PANIC, frame};
-use support::{Client, KEY, Msg, PATH, PATIENCE, Setup, credentials, http, wav};
+use support::client::words;
+use support::model::{ERROR, PANIC, frame, frames};
+use support::{Client, DELAY, KEY, Msg, PATH, PATIENCE, Setup, credentials, http, wav};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+const END: u32 = TEXT_TOKEN_END_OF_PADDING;
 const PAD: u32 = TEXT_TOKEN_PADDING;
 
 async fn end_of(server: RunningWorker) -> Result<(), WorkerError> {
@@ -104,6 +106,105 @@ async fn shutting_down_closes_sessions_and_lets_nobody_in() {
     assert_eq!(client.error_and_close().await, (String::new(), 1001));
     end_of(server).await.unwrap();
     assert!(TcpStream::connect(addr).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_speaks_when_the_server_ends_hears_the_last_words_and_the_marker() {
+    let setup = Setup::new(3).model(|model| model.step_takes = Duration::from_millis(20));
+    let server = setup.start().await;
+    let addr = server.local_addr();
+    let mut speaker = Client::ready(addr).await;
+    // Not even whole frames, and tokens that nothing follows: 8 is no word yet when audio ends.
+    let mut pcm = frames(&[PAD, PAD, END, 7, PAD, END, 8, 8]);
+    pcm.extend(&frame(9)[..100]);
+    speaker.audio(&pcm).await;
+    speaker.marker(5).await;
+    let mut silent = Client::ready(addr).await;
+    server.shutdown();
+    // Whoever comes now is told, and sees that the server is not ready.
+    let mut late = Client::connect(addr).await;
+    assert_eq!(late.error_and_close().await, ("the server is shutting down".into(), 1001));
+    for path in ["/health/ready", "/api/build_info"] {
+        assert_eq!(http::get(addr, path).await.status, 503, "{path}");
+    }
+    let answer = http::post(addr, PATH, KEY, &wav::mono(24_000, &frame(PAD))).await;
+    assert_eq!(answer.status, 503);
+    let heard = speaker.until_marker(5).await;
+    assert_eq!(words(&heard), ["w7", "w8 w8 w9"]);
+    assert_eq!(speaker.error_and_close().await, (String::new(), 1001));
+    assert_eq!(silent.error_and_close().await, (String::new(), 1001));
+    end_of(server).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_has_an_end_and_whoever_is_cut_hears_of_it() {
+    let setup = Setup::new(2).model(|model| model.step_takes = Duration::from_millis(100));
+    let mut config = setup.config();
+    config.limits.drain_s = 1.0.into();
+    let server = Worker::start(config, Setup::options(), setup.load()).await.unwrap();
+    let mut client = Client::ready(server.local_addr()).await;
+    client.audio(&frames(&[PAD; 300])).await;
+    client.marker(1).await;
+    server.shutdown();
+    let (error, code) = client.error_and_close().await;
+    assert_eq!(error, "the server is shutting down: not everything was transcribed");
+    assert_eq!(code, 1001);
+    end_of(server).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_hangs_is_a_model_that_failed() {
+    let setup = Setup::new(2);
+    let mut config = setup.config();
+    config.limits.step_s = 0.5.into();
+    let server = Worker::start(config, Setup::options(), setup.load()).await.unwrap();
+    let addr = server.local_addr();
+    let mut client = Client::ready(addr).await;
+    setup.model.gate.close();
+    client.audio(&frame(PAD)).await;
+    let (error, code) = client.error_and_close().await;
+    assert!(error.contains("the model failed"), "{error}");
+    assert_eq!(code, 1011);
+    let answer = http::get(addr, "/health/ready").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.text().contains("a step hangs since"), "{}", answer.text());
+    let error = end_of(server).await.unwrap_err();
+    assert!(error.to_string().contains("a step hangs since"), "{error}");
+    assert!(error.hint().unwrap().contains("step_s"));
+    setup.model.gate.open();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_slower_than_real_time_keeps_others_out_until_it_has_caught_up() {
+    let setup = Setup::new(3).model(|model| model.step_takes = Duration::from_millis(120));
+    let mut config = setup.config();
+    config.limits.lag_s = 0.4.into();
+    let server = Worker::start(config, Setup::options(), setup.load()).await.unwrap();
+    let addr = server.local_addr();
+    let ready = async || http::get(addr, "/health/ready").await;
+    let mut client = Client::ready(addr).await;
+    client.audio(&frames(&[PAD; 40])).await;
+    let start = Instant::now();
+    while ready().await.status == 200 {
+        assert!(start.elapsed() < PATIENCE, "never overloaded");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(ready().await.text().contains("module asr is overloaded"));
+    assert_eq!(http::get(addr, "/api/build_info").await.status, 200);
+    let metrics = http::get(addr, "/metrics").await.text();
+    assert!(metrics.contains("moshi_overloaded{module=\"asr\"} 1"), "{metrics}");
+    let (error, code) = Client::connect(addr).await.error_and_close().await;
+    assert!(error.starts_with("overloaded: streams lag "), "{error}");
+    assert_eq!(code, 1013);
+    let answer = http::post(addr, PATH, KEY, &wav::mono(24_000, &frame(PAD))).await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.headers.contains("retry-after"), "{}", answer.headers);
+    // Who is in goes on, and once all is processed others may come.
+    client.marker(1).await;
+    client.audio(&frames(&[PAD; DELAY])).await;
+    client.until_marker(1).await;
+    assert_eq!(ready().await.status, 200);
+    Client::ready(addr).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,28 +6,38 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::Ticket;
+use crate::limits::CLOSE_HANDSHAKE;
 
 /// How much longer than a session the socket waits, so that it is the session that says why.
 const AFTER_THE_SESSION: Duration = Duration::from_secs(1);
 
+/// Bytes read at once of what nobody wants any more.
+const LEFTOVERS_BYTES: usize = 1 << 14;
+
 /// A connection's bytes. Holds the connection's ticket: upgraded to a WebSocket, it lives on.
+///
+/// Dropped, it reads on for a moment: closing with unread data would reset the connection, and the
+/// peer could lose what it was told last.
 pub(super) struct Socket {
-    stream: TcpStream,
+    /// There until it is dropped.
+    stream: Option<TcpStream>,
     patience: Duration,
     /// When a write that makes no progress is given up.
     stuck: Option<Pin<Box<Sleep>>>,
-    _ticket: Arc<Ticket>,
+    ticket: Arc<Ticket>,
 }
 
 impl Socket {
     /// Gives up a write that makes no progress for a little more than `patience`.
     pub(super) fn new(stream: TcpStream, patience: Duration, ticket: Arc<Ticket>) -> Self {
-        Self { stream, patience: patience + AFTER_THE_SESSION, stuck: None, _ticket: ticket }
+        let patience = patience + AFTER_THE_SESSION;
+        Self { stream: Some(stream), patience, stuck: None, ticket }
     }
 
     /// What `write` makes of it, or the end of patience.
@@ -36,7 +46,8 @@ impl Socket {
         cx: &mut Context<'_>,
         write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if let Poll::Ready(written) = write(Pin::new(&mut self.stream), cx) {
+        let Some(stream) = &mut self.stream else { return gone() };
+        if let Poll::Ready(written) = write(Pin::new(stream), cx) {
             self.stuck = None;
             return Poll::Ready(written);
         }
@@ -48,13 +59,38 @@ impl Socket {
     }
 }
 
+fn gone<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(ErrorKind::NotConnected.into()))
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let Some(mut stream) = self.stream.take() else { return };
+        let ticket = Arc::clone(&self.ticket);
+        // Without a runtime the process is ending.
+        let Ok(runtime) = Handle::try_current() else { return };
+        runtime.spawn(async move {
+            let leftovers = async {
+                let mut bytes = vec![0; LEFTOVERS_BYTES];
+                stream.shutdown().await?;
+                while stream.read(&mut bytes).await? > 0 {}
+                io::Result::Ok(())
+            };
+            // Whatever comes of it: there is nothing more to be done for the peer.
+            let _ = timeout(CLOSE_HANDSHAKE, leftovers).await;
+            drop(ticket);
+        });
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let Some(stream) = &mut self.stream else { return gone() };
+        Pin::new(stream).poll_read(cx, buffer)
     }
 }
 
@@ -76,7 +112,7 @@ impl AsyncWrite for Socket {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

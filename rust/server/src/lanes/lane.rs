@@ -222,16 +222,25 @@ impl Lane {
             self.say(OutMsg::Step { step_idx, prs: prediction.vad.clone(), buffered_pcm });
         }
         for said in spoken {
-            self.say(match said {
-                Spoken::Word { tokens, start } => {
-                    metrics.word(self.latency(start));
-                    OutMsg::Word { text: text.decode(&tokens), start_time: seconds(start) }
-                }
-                Spoken::EndWord { stop } => OutMsg::EndWord { stop_time: seconds(stop) },
-            });
+            self.say_spoken(said, text, metrics);
         }
         self.answer_due_markers();
+        if self.is_at_its_end()
+            && let Some(word) = self.transcript.finish()
+        {
+            self.say_spoken(word, text, metrics);
+        }
         self.end_if_through();
+    }
+
+    fn say_spoken(&mut self, said: Spoken, text: &TextDecoder, metrics: &ModuleMetrics) {
+        self.say(match said {
+            Spoken::Word { tokens, start } => {
+                metrics.word(self.latency(start));
+                OutMsg::Word { text: text.decode(&tokens), start_time: seconds(start) }
+            }
+            Spoken::EndWord { stop } => OutMsg::EndWord { stop_time: seconds(stop) },
+        });
     }
 
     /// The frame taken last could not be processed.
@@ -291,13 +300,17 @@ impl Lane {
         self.end_if_through();
     }
 
+    /// Whether the session was to end once all that came is processed, and that is so now.
+    fn is_at_its_end(&self) -> bool {
+        let through = self.streams.front().is_none_or(Stream::is_through);
+        self.last_wish.is_some() && self.streams.len() <= 1 && through
+    }
+
     /// Keeps the promise of [`Lane::wind_up`].
     fn end_if_through(&mut self) {
-        let nothing_left = match self.streams.front() {
-            Some(stream) => self.streams.len() == 1 && stream.is_through(),
-            None => true,
-        };
-        if nothing_left && let Some(close) = self.last_wish.take() {
+        if self.is_at_its_end()
+            && let Some(close) = self.last_wish.take()
+        {
             self.end(None, close);
         }
     }

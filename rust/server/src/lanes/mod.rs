@@ -145,10 +145,6 @@ impl Lanes {
         }
     }
 
-    pub(crate) fn delay(&self) -> usize {
-        self.delay
-    }
-
     pub(crate) fn total(&self) -> usize {
         self.state().lanes.len()
     }

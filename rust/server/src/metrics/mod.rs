@@ -173,9 +173,9 @@ impl Metrics {
         }))
     }
 
-    /// A session of the key called `name` begins.
-    pub(crate) fn key_session(&self, name: &str) {
-        self.key_sessions.with_label_values(&[name]).inc();
+    /// Sessions of the key called `name`; the series exists from now on.
+    pub(crate) fn key_sessions(&self, name: &str) -> IntCounter {
+        self.key_sessions.with_label_values(&[name])
     }
 
     /// Content type and body of `/metrics`, after `look` has looked up what is looked up.
