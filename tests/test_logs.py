@@ -12,7 +12,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,13 @@ import pytest
 
 from support import cli, configs, exposition, speech
 from support.fake_hub import FakeFile, fake_hub
+from support.waiting import TIMEOUT_S, wait_until
 from support.worker import KEY, Worker, worker
 
 TEXT_LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} (ERROR| WARN| INFO|DEBUG|TRACE) "
     r"((session|model)\{.*?\}(:[a-z-]+)*: )?[\w:.]+: ."
 )
-PATIENCE_S = 30.0
 
 
 def without_times(lines: str) -> str:
@@ -88,13 +87,6 @@ def dropped(started: Worker) -> float:
     return exposition.samples(started)["moshi_log_lines_dropped_total"]
 
 
-def until(is_so: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE_S
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_lines_of_a_file_are_plain_and_of_one_shape(env: dict[str, str], config: Path) -> None:
     with worker(config, cwd=config.parent, env={**env, "NO_COLOR": ""}) as started:
         heard = hear(started)
@@ -142,11 +134,11 @@ def test_no_line_per_step(env: dict[str, str], config: Path, tmp_path: Path) -> 
     def lines(audio: Path) -> int:
         before = log_of(config).read_text()
         hear(started, audio)
-        until(lambda: "session over" in log_of(config).read_text().removeprefix(before))
+        wait_until(lambda: "session over" in log_of(config).read_text().removeprefix(before))
         return len(log_of(config).read_text().removeprefix(before).splitlines())
 
     with worker(config, cwd=config.parent, env=env) as started:
-        until(lambda: "listening" in log_of(config).read_text())
+        wait_until(lambda: "listening" in log_of(config).read_text())
         assert lines(short) == lines(long) <= 5
 
 
@@ -262,7 +254,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(env: dict[str, str], tmp_
     config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(folder)))
     with worker(config, cwd=tmp_path, env=env) as started:
         assert hear(started).strip()
-        until(lambda: dropped(started) >= 5)
+        wait_until(lambda: dropped(started) >= 5)
         # What was in the way is gone.
         (tmp_path / "file").unlink()
         time.sleep(1.1)
@@ -282,7 +274,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(env: dict[str, str], tmp_
 def test_a_full_disk_stops_nothing(line_format: str, env: dict[str, str], config: Path) -> None:
     log = log_of(config)
     with worker(config, "--log-format", line_format, cwd=config.parent, env=env) as started:
-        until(lambda: "listening" in log.read_text())
+        wait_until(lambda: "listening" in log.read_text())
         before = log.read_text()
         # In the middle of the next line.
         hard = resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE)[1]
@@ -292,9 +284,9 @@ def test_a_full_disk_stops_nothing(line_format: str, env: dict[str, str], config
         time.sleep(1.1)
         assert hear(started) == heard
         assert heard.strip()
-        until(lambda: sum("session over" in line for line in started.log) == 2)
+        wait_until(lambda: sum("session over" in line for line in started.log) == 2)
         # Two lines per session, and the warning.
-        until(lambda: dropped(started) == 5)
+        wait_until(lambda: dropped(started) == 5)
         assert log.read_text() == before
         resource.prlimit(started.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
         time.sleep(1.1)
@@ -330,11 +322,11 @@ def test_a_console_that_cannot_be_written_stops_nothing(env: dict[str, str], con
             return False
 
     try:
-        until(is_ready)
+        wait_until(is_ready)
         assert hear(Worker(process, port)).strip()
     finally:
         process.terminate()
-        process.wait(PATIENCE_S)
+        process.wait(TIMEOUT_S)
     assert "session over" in log_of(config).read_text()
 
 

@@ -14,8 +14,8 @@ TIMEOUT_S = 60.0
 # Becomes the program after it has limited itself.
 _LIMITED = """
 import os, resource, sys
-limit = int(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+for name, limit in (wish.split("=") for wish in sys.argv[1].split(",")):
+    resource.setrlimit(getattr(resource, name), (int(limit), int(limit)))
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
@@ -37,11 +37,11 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "NO_COLOR": "1", "HF_HOME": "/nonexistent", **(extra or {})}
 
 
-def command(address_space_bytes: int | None = None) -> list[str]:
-    """What starts the program; with a limit it gets no more memory than that."""
-    if address_space_bytes is None:
-        return COMMAND
-    return [sys.executable, "-c", _LIMITED, str(address_space_bytes), *COMMAND]
+def command(address_space_bytes: int | None = None, open_files: int | None = None) -> list[str]:
+    """What starts the program; with limits it gets no more memory or file descriptors than that."""
+    limits = {"RLIMIT_AS": address_space_bytes, "RLIMIT_NOFILE": open_files}
+    given = [f"{name}={limit}" for name, limit in limits.items() if limit is not None]
+    return [sys.executable, "-c", _LIMITED, ",".join(given), *COMMAND] if given else COMMAND
 
 
 def run(

@@ -107,6 +107,7 @@ def worker(
     device: str | None = "cpu",
     port: int = 0,
     address_space_bytes: int | None = None,
+    open_files: int | None = None,
 ) -> Iterator[Worker]:
     """Starts a worker on loopback, on a free port by default; `env` replaces the default key.
 
@@ -120,6 +121,7 @@ def worker(
         device=device,
         port=port,
         address_space_bytes=address_space_bytes,
+        open_files=open_files,
     ) as started:
         started.wait_until_it_listens(start_timeout_s)
         yield started
@@ -134,12 +136,13 @@ def starting(
     device: str | None = "cpu",
     port: int = 0,
     address_space_bytes: int | None = None,
+    open_files: int | None = None,
 ) -> Iterator[Worker]:
     """A `worker` that does not listen yet."""
     on_device = [] if device is None else ["--device", device]
     process = subprocess.Popen(
         [
-            *cli.command(address_space_bytes),
+            *cli.command(address_space_bytes, open_files),
             "worker",
             "--config",
             str(config),

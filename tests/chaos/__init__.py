@@ -1,0 +1,1 @@
+"""Hostile clients, broken networks and full tables, and a server that must not mind."""

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from chaos.clean_streams import FreshServers, Heard, speech_and_echo
+from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.protocol import Samples
+from support import configs
+from support.worker import KEY, Worker, worker
+
+LANES = 16
+SECOND_PATH = "/api/second"
+
+Start = Callable[..., AbstractContextManager[Worker]]
+
+
+@pytest.fixture(scope="session")
+def fresh(demo_dir: Path) -> FreshServers:
+    """What servers hear that were just started."""
+    return FreshServers(demo_dir)
+
+
+@pytest.fixture(scope="session")
+def audio() -> Samples:
+    """What clean streams say."""
+    return speech_and_echo()
+
+
+@pytest.fixture(scope="session")
+def expected(fresh: FreshServers, audio: Samples) -> Heard:
+    """What clean streams have to hear."""
+    return fresh.hear(audio)
+
+
+@pytest.fixture
+def start(demo_dir: Path, tmp_path: Path) -> Start:
+    """Starts workers of the demo model with lanes enough for clean streams and their neighbours.
+
+    Keyword arguments are limits, as in the configuration's section, but for `lanes` of each module,
+    `modules`, of which the second is at `SECOND_PATH`, and `open_files`, the file descriptors that
+    the process may have.
+    """
+
+    @contextmanager
+    def start(
+        *, lanes: int = LANES, modules: int = 1, open_files: int | None = None, **limits: float
+    ) -> Iterator[Worker]:
+        lines = "".join(f"{name} = {value}\n" for name, value in limits.items())
+        config = configs.demo(
+            tmp_path,
+            ("batch_size = 4", f"batch_size = {lanes}"),
+            ("[modules.asr]", f"[limits]\n{lines}\n[modules.asr]" if limits else "[modules.asr]"),
+        )
+        if modules == 2:
+            text = config.read_text()
+            module = text[text.index("[modules.asr]") :].replace("[modules.asr", "[modules.second")
+            config.write_text(text + module.replace(DEFAULT_PATH, SECOND_PATH))
+        env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+        with worker(config, cwd=tmp_path, env=env, open_files=open_files) as started:
+            yield started
+
+    return start
+
+
+@pytest.fixture(scope="package")
+def crowded(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A worker with lanes enough for clean streams and their neighbours, that goes through all."""
+    folder = tmp_path_factory.mktemp("crowded")
+    config = configs.demo(folder, ("batch_size = 4", f"batch_size = {LANES}"))
+    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+    with worker(config, cwd=folder, env=env) as started:
+        yield started
