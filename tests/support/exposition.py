@@ -15,3 +15,13 @@ def samples(server: Worker, **labels: str) -> dict[str, float]:
         for sample in family.samples
         if labels.items() <= sample.labels.items()
     }
+
+
+def total(server: Worker, name: str, **labels: str) -> float:
+    """The sum of a metric's samples with these labels."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(server.get("/metrics"))
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
