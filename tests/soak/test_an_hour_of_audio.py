@@ -77,7 +77,8 @@ async def hear(
                     return
         raise AssertionError("closed before the marker")
 
-    async with EncodedClient(url, key=KEY) as client:
+    client = EncodedClient(url, key=KEY)
+    async with client:
         listening = asyncio.create_task(listen(client))
         sent = 0
         for number in range(pieces):

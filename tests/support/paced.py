@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from websockets.frames import Frame, Opcode
-
 from moshi_ctl.client import AsrClient
 from moshi_ctl.protocol import FRAME_S, FRAME_SAMPLES, Step, encode_audio
 from support import speech
-from support.vanishing import Client
+from support.vanishing import Client, binary_frame
 
 ANSWERS_S = 2.0
 _MESSAGE_S = 1.0
@@ -30,12 +28,15 @@ class Paced:
         taken_frames: Frames the model has taken.
         times_s: When each step came back, in seconds since the start.
         lags_s: How much audio was on its way then.
+        answers_s: How long after its frame was sent.
     """
 
     sent_frames: int = 0
     taken_frames: int = 0
     times_s: list[float] = field(default_factory=list)
     lags_s: list[float] = field(default_factory=list)
+    answers_s: list[float] = field(default_factory=list)
+    _sent_s: list[float] = field(default_factory=list)
 
     async def speak(self, url: str, key: str, seconds: float) -> None:
         """Sends a frame every 80 ms, for so long."""
@@ -50,6 +51,7 @@ class Paced:
                     due_s = start_s + number * FRAME_S
                     await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                     self.sent_frames += 1
+                    self._sent_s.append(time.monotonic())
                     await client.send_audio(frames[number % len(frames)])
                     if listening.done():
                         listening.result()
@@ -61,9 +63,11 @@ class Paced:
     async def _listen(self, client: AsrClient, start_s: float) -> None:
         async for event in client:
             if isinstance(event, Step):
-                self.taken_frames = event.step_idx
-                self.times_s.append(time.monotonic() - start_s)
-                self.lags_s.append((self.sent_frames - event.step_idx) * FRAME_S)
+                now_s = time.monotonic()
+                self.answers_s.append(now_s - self._sent_s[self.taken_frames])
+                self.taken_frames += 1
+                self.times_s.append(now_s - start_s)
+                self.lags_s.append((self.sent_frames - self.taken_frames) * FRAME_S)
 
 
 @contextmanager
@@ -90,7 +94,7 @@ class Blast:
         self._socket = client.socket
         self._socket.settimeout(None)
         pcm = speech.speech(_MESSAGE_S)
-        self._message = Frame(Opcode.BINARY, encode_audio(pcm)).serialize(mask=True)
+        self._message = binary_frame(encode_audio(pcm))
         self._ended = False
         self._threads = [
             threading.Thread(target=run, daemon=True) for run in (self._send, self._receive)

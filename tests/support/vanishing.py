@@ -51,12 +51,13 @@ def _upgrade(key: str) -> bytes:
     )
 
 
-def _frame(message: bytes, opcode: Opcode = Opcode.BINARY) -> bytes:
-    return Frame(opcode, message).serialize(mask=True)
+def binary_frame(message: bytes) -> bytes:
+    """A message as it goes over the wire."""
+    return Frame(Opcode.BINARY, message).serialize(mask=True)
 
 
 def _audio(frames: int) -> bytes:
-    return _frame(encode_audio(np.full(frames * FRAME_SAMPLES, 0.1, dtype=np.float32)))
+    return binary_frame(encode_audio(np.full(frames * FRAME_SAMPLES, 0.1, dtype=np.float32)))
 
 
 class Client:
@@ -80,7 +81,7 @@ class Client:
         """
         with self.socket:
             if way == "close" and self._upgraded:
-                self._send(_frame(struct.pack(">H", 1000), Opcode.CLOSE))
+                self._send(Frame(Opcode.CLOSE, struct.pack(">H", 1000)).serialize(mask=True))
             elif way == "half":
                 self.socket.shutdown(socket.SHUT_WR)
             elif way == "rst":
@@ -128,7 +129,7 @@ class Client:
 
     def _waiting_for_a_marker(self) -> None:
         self._connected()
-        self._send(_audio(3) + _frame(encode_marker(1)))
+        self._send(_audio(3) + binary_frame(encode_marker(1)))
 
     def _in_a_body(self) -> None:
         self._post(_file()[: len(_file()) // 2])
