@@ -167,7 +167,7 @@ def _beside_a_stream(server: Server, fault: bytes | None) -> Measured:
     async def drill() -> Measured:
         async with connected(server.target, KEY) as connection:
             await received(connection)
-            ending = Ending()
+            ending, beside = Ending(), dict[str, bool]()
             watch = Aftermath(server)
             listening = asyncio.create_task(ending.follow(connection, LIMIT_S))
             speaking = asyncio.create_task(speak(connection, LIMIT_S))
@@ -181,6 +181,7 @@ def _beside_a_stream(server: Server, fault: bytes | None) -> Measured:
                     fault_s, before = time.monotonic(), ending.count("Step")
                     await other.send(fault)
                     await asyncio.sleep(3.0)
+                    beside["stream beside goes on"] = ending.count("Step") > before + 20
             await listening
             speaking.cancel()
             await asyncio.gather(speaking, return_exceptions=True)
@@ -190,11 +191,7 @@ def _beside_a_stream(server: Server, fault: bytes | None) -> Measured:
             "client's error, ms": 1e3 * (ending.error_s - fault_s),
             "client's end, ms": 1e3 * (ending.ended_s - fault_s),
             "close code": str(ending.code),
-            **(
-                {}
-                if fault is None
-                else {"stream beside goes on": ending.count("Step") > before + 20}
-            ),
+            **beside,
             **await asyncio.to_thread(watch.since, fault_s),
         }
 

@@ -109,6 +109,8 @@ def full_server(servers: Servers) -> Measured:
         "not refused in-band": float(len(failed)),
         "refusal p50, ms": percentile(latencies_s, 50),
         "refusal p99, ms": percentile(latencies_s, 99),
+        "step's answer p50 before, ms": percentile(before, 50),
+        "step's answer p50 meanwhile, ms": percentile(during, 50),
         "step's answer p99 before, ms": percentile(before, 99),
         "step's answer p99 meanwhile, ms": percentile(during, 99),
     }

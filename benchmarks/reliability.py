@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import drills
 import drills_load
@@ -42,6 +41,7 @@ from measuring import (
 
 PAGE = HERE.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- drills: begin -->", "<!-- drills: end -->"
+NOT_APPLICABLE = "-"
 NAMES = ("ours", "original")
 # What the summary says, where a drill knows it.
 SUMMARY = (
@@ -94,7 +94,7 @@ class Outcomes:
         """Median and spread of numbers, or all that was said; for a table."""
         values = [run[key] for run in self.runs if key in run]
         if not values:
-            return "–"
+            return NOT_APPLICABLE
         numbers = [v for v in values if isinstance(v, float)]
         if len(numbers) == len(values):
             middle = number(statistics.median(numbers))
@@ -159,7 +159,7 @@ def summary(chosen: list[Drill], measured: dict[str, dict[str, Outcomes]]) -> st
             cells = [outcomes.value(key) for key in SUMMARY]
             survived = outcomes.survived()
             if drill.survives.startswith("never") and outcomes.runs:
-                survived = "–"
+                survived = NOT_APPLICABLE
             rows.append([drill.title if name == NAMES[0] else "", name, survived, *cells])
     return table(["drill", "server", "survived", *SUMMARY], rows)
 
@@ -183,8 +183,9 @@ def method(repeats: int, other_cores: float) -> str:
         models (the original knows no other), random weights, {LANES} lanes, on the CPU, each with
         its own defaults (ours: q8). Every run of a drill is a process of its own and the servers
         take turns; {repeats} runs of each, the last two drills once. Median (lowest to highest) of
-        the runs; times in ms from the fault on; "never" is not within 10 to 60 s, "–" does not
-        apply. The original is asked `/api/build_info` for readiness, ours `/health/ready`."""
+        the runs; times in ms from the fault on; "never" is not within 10 to 60 s, and
+        "{NOT_APPLICABLE}" is what does not apply. The original is asked `/api/build_info` for
+        readiness, ours `/health/ready`."""
     where = f"""Machine: {facts}. Clients ran on the same machine; programs that are neither took
         {other_cores:.2f} cores on average."""
     slow = """The original computes all lanes in each step and needs about as long for it as a frame
@@ -204,7 +205,7 @@ def write_page(page: Path, text: str) -> None:
     page.write_text(head + block + tail, encoding="utf-8")
 
 
-def finite(value: Any) -> Any:
+def finite(value: float | str | bool) -> float | str | bool | None:
     """For JSON, which has no infinity."""
     return None if isinstance(value, float) and math.isinf(value) else value
 

@@ -156,7 +156,7 @@ def come_and_go(port: int, key: str, count: int, luck: random.Random) -> None:
         try:
             client.go_to(stage)
             client.vanish(way)
-        except ConnectionError:
+        except OSError:
             # A server that refuses without reading a body may close first.
             client.socket.close()
 
