@@ -185,9 +185,10 @@ def _beside_a_stream(server: Server, fault: bytes | None) -> Measured:
             await listening
             speaking.cancel()
             await asyncio.gather(speaking, return_exceptions=True)
-        survived = not server.ended() and await serves(server)
+        if not server.ended() and await serves(server):
+            return {"survived": True, **beside}
         return {
-            "survived": survived,
+            "survived": False,
             "client's error, ms": 1e3 * (ending.error_s - fault_s),
             "client's end, ms": 1e3 * (ending.ended_s - fault_s),
             "close code": str(ending.code),

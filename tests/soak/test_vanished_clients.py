@@ -38,7 +38,7 @@ def test_vanished_clients_leave_nothing_behind(demo_dir: Path) -> None:
     env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
     with worker("demo", cwd=demo_dir, env=env) as server:
         target = Target(server.process.pid, server.port, KEY)
-        every = max(KILLED_AT_ONCE + 1, amounts.CLIENTS // READINGS)
+        every = max(4 * KILLED_AT_ONCE, amounts.CLIENTS // READINGS)
         readings = []
         for done in range(0, amounts.CLIENTS, every):
             vanishing.come_and_go(server.port, KEY, every - KILLED_AT_ONCE, luck)
