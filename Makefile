@@ -36,7 +36,7 @@ unexport PYTHONHOME PYTHONPATH
 MANIFEST := --manifest-path rust/Cargo.toml
 RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' \) -print)
 
-.PHONY: help setup demo test lint format docs bench wheel clean
+.PHONY: help setup faults demo test lint format docs bench wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,10 +58,22 @@ $(VENV)/extension: $(VENV)/tools $(RUST_SOURCES)
 	maturin develop --release --locked --extras dev
 	@touch $@
 
+# The extension again, with models that can be made to fail: what tests start, and nobody ships. Its
+# package is Python's half, linked, and this extension.
+FAULTS := $(VENV)/faults
+PYTHON_SOURCES := $(shell find python/moshi_ctl -name '*.py')
+
+faults: $(FAULTS)/built ## Build a server whose model can be made to fail
+
+$(FAULTS)/built: $(VENV)/extension $(PYTHON_SOURCES)
+	cargo build --release --locked $(MANIFEST) --package moshi-ctl-extension --features faults
+	@python scripts/faulty_package.py rust/target/release/lib_native.so $(FAULTS)
+	@touch $@
+
 demo: setup ## Serve a small model and transcribe a bundled recording with it
 	@python scripts/demo.py --model-dir $(DEMO_DIR)
 
-test: setup ## Run all tests, Rust's and Python's
+test: setup faults ## Run all tests, Rust's and Python's
 	@python scripts/run_tests.py
 
 lint: setup ## Check format, lints and types of everything

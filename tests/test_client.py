@@ -207,7 +207,7 @@ def test_a_server_that_vanishes() -> None:
 
 
 def test_a_server_that_never_gets_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_OPEN_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(client, "OPEN_TIMEOUT_S", 0.2)
 
     async def script(connection: ServerConnection) -> None:
         await connection.wait_closed()

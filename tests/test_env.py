@@ -32,19 +32,75 @@ def test_no_dot_env_is_fine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "place"),
     [
-        b"\xff\xfe\x00 MOSHI",
-        b"MOSHI_TEST_NAME_ONLY\n",
-        b"MOSHI_TEST_NUL=canary\0\n",
-        b"'MOSHI_TEST=NAME'=canary\n",
+        (b"\xff\xfe\x00 canary", ""),
+        # What is on such a line may be a key that was pasted there.
+        (b"# a comment\n\ncanary\nMOSHI_TEST=canary\n", ": line 3"),
+        (b"MOSHI_TEST_NUL=canary\0\n", ": line 1"),
+        (b"\n'canary=canary'=canary\n", ": line 2"),
     ],
 )
-def test_an_unusable_dot_env_is_named(tmp_path: Path, content: bytes) -> None:
+def test_an_unusable_dot_env_is_named_and_not_repeated(
+    tmp_path: Path, content: bytes, place: str
+) -> None:
     (tmp_path / ".env").write_bytes(content)
-    with pytest.raises(UsageError, match=re.escape(str(tmp_path / ".env"))) as caught:
+    with pytest.raises(UsageError) as caught:
         env.load_dot_env(tmp_path)
-    assert "canary" not in str(caught.value)
+    assert caught.value.message.startswith(f"{tmp_path / '.env'}{place}")
+    assert "canary" not in f"{caught.value} {caught.value.hint}"
+    assert "MOSHI_TEST" not in os.environ
+
+
+def test_a_line_that_is_nothing_is_warned_of_and_not_repeated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOSHI_TEST_NEW", raising=False)
+    (tmp_path / ".env").write_text("MOSHI_TEST_NEW=new\n\ncanary canary\n")
+    env.load_dot_env(tmp_path)
+    assert os.environ["MOSHI_TEST_NEW"] == "new"
+    monkeypatch.delenv("MOSHI_TEST_NEW")
+    assert caplog.messages == [f"{tmp_path / '.env'}: line 3 is ignored: it is not NAME=value"]
+
+
+def test_what_is_in_dot_env_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSHI_TEST_REAL", "real")
+    for name in ("MOSHI_TEST_KEPT", "MOSHI_TEST_GONE", "MOSHI_TEST_NEW"):
+        monkeypatch.setenv(name, "to be restored")
+        monkeypatch.delenv(name)
+    path = tmp_path / ".env"
+    path.write_text("MOSHI_TEST_REAL=file\nMOSHI_TEST_KEPT=old\nMOSHI_TEST_GONE=old\n")
+    env.load_dot_env(tmp_path)
+    at_start = dict(os.environ)
+    assert env.as_if_started_now() == at_start
+
+    path.write_text(
+        "MOSHI_TEST_REAL=other\nMOSHI_TEST_KEPT=new\nMOSHI_TEST_NEW=${MOSHI_TEST_KEPT}er\n"
+        "MOSHI_TEST_NOTHING=${MOSHI_TEST_GONE}\n"
+    )
+    now = env.as_if_started_now()
+    assert now["MOSHI_TEST_REAL"] == "real"
+    assert now["MOSHI_TEST_KEPT"] == "new"
+    assert now["MOSHI_TEST_NEW"] == "newer"
+    assert now["MOSHI_TEST_NOTHING"] == ""
+    assert "MOSHI_TEST_GONE" not in now
+
+    path.write_text("MOSHI_TEST_KEPT\n")
+    with pytest.raises(UsageError, match="line 1 names a variable without a value"):
+        env.as_if_started_now()
+    path.unlink()
+    assert not {"MOSHI_TEST_KEPT", "MOSHI_TEST_GONE"} & set(env.as_if_started_now())
+    # Others may be reading it at the same time.
+    assert dict(os.environ) == at_start
+    for name in ("MOSHI_TEST_KEPT", "MOSHI_TEST_GONE"):
+        monkeypatch.delenv(name)
+
+
+def test_a_dot_env_that_comes_later_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MOSHI_TEST_NEW", raising=False)
+    env.load_dot_env(tmp_path)
+    (tmp_path / ".env").write_text("MOSHI_TEST_NEW=new\n")
+    assert env.as_if_started_now()["MOSHI_TEST_NEW"] == "new"
 
 
 def test_dot_env_reaches_the_configuration(tmp_path: Path) -> None:

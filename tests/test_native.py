@@ -62,8 +62,9 @@ def test_an_address_that_is_none_is_refused(
             threads=None,
             decisions={},
             files={},
-            api_keys=None,
-            jwt_secret=None,
+            read_keys=lambda: {"api_keys": None, "jwt_secret": None},
+            tls_cert=None,
+            tls_key=None,
             warmup=None,
             gpu_readings=None,
         )

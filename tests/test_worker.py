@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import signal
 import socket
 import urllib.error
@@ -13,28 +12,16 @@ from pathlib import Path
 import pytest
 
 from support import cli, configs, speech
-from support.worker import KEY, Worker, worker
-
-CONFIG_ERROR = 2
+from support.loopback import is_open
+from support.refusals import refusal
+from support.scripted_server import closed_port
+from support.waiting import wait_until
+from support.worker import KEY, Worker, starting, worker
 
 
 @pytest.fixture(name="env")
 def _env(demo_dir: Path) -> dict[str, str]:
     return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-
-
-def refusal(
-    *arguments: str | Path, cwd: Path, env: dict[str, str], code: int
-) -> tuple[str, str | None]:
-    """The message and hint of a worker that does not start."""
-    result = cli.run("worker", *arguments, cwd=cwd, env=env)
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    assert "listening on" not in result.stdout + result.stderr
-    lines = result.stderr.splitlines()
-    at = next(i for i, line in enumerate(lines) if line.startswith("error: "))
-    hint = next((line for line in lines[at:] if line.startswith("hint: ")), None)
-    return lines[at], hint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -48,22 +35,12 @@ def test_a_signal_ends_it_well(number: int, env: dict[str, str], tmp_path: Path)
     assert "Traceback" not in "".join(started.log)
 
 
-def test_a_taken_port(env: dict[str, str], tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        error, hint = refusal(
-            "--config", "demo", "-a", "127.0.0.1", "-p", port, cwd=tmp_path, env=env, code=1
-        )
-    assert port in error
-    assert hint
-
-
 def test_without_a_key_it_does_not_leave_loopback(env: dict[str, str], tmp_path: Path) -> None:
     no_key = {**env, "MOSHI_API_KEY": " "}
     for addr in ([], ["-a", "0.0.0.0"], ["--addr", "::"]):
-        error, hint = refusal("--config", "demo", *addr, cwd=tmp_path, env=no_key, code=2)
+        error, hint = refusal(
+            "--config", "demo", "-p", "0", *addr, cwd=tmp_path, env=no_key, code=2
+        )
         assert "no API key is set" in error
         assert "MOSHI_API_KEY" in str(hint)
         assert "--addr 127.0.0.1" in str(hint)
@@ -80,14 +57,10 @@ def test_without_a_key_loopback_is_open_with_a_warning(env: dict[str, str], tmp_
 
 def test_a_port_may_be_given_and_the_console_be_silent(env: dict[str, str], tmp_path: Path) -> None:
     config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with (
-        pytest.raises(AssertionError, match=r"not listening: \[\]"),
-        worker(config, "--port", str(port), "--silent", cwd=tmp_path, env=env, start_timeout_s=3),
-    ):
-        pass
+    port = closed_port()
+    with starting(config, "--silent", cwd=tmp_path, env=env, port=port) as started:
+        wait_until(lambda: is_open(port))
+        assert started.log == []
     logged = "".join(path.read_text() for path in (tmp_path / "logs").iterdir())
     assert f"127.0.0.1:{port}" in logged
 
@@ -136,63 +109,13 @@ def test_no_key_is_ever_logged(line_format: str, env: dict[str, str], tmp_path: 
     assert "canary" not in logged + "".join(started.log)
 
 
-@pytest.mark.parametrize("key", ["model.safetensors", "codec.safetensors", "tokenizer.model"])
-def test_a_missing_file(key: str, tmp_path: Path, env: dict[str, str]) -> None:
-    config = configs.demo(tmp_path, (f"$MOSHI_CTL_DEMO_DIR/{key}", f"/nowhere/{key}"))
-    error, hint = refusal("--config", config, cwd=tmp_path, env=env, code=CONFIG_ERROR)
-    assert f"{config}:" in error
-    assert f"/nowhere/{key}" in error
-    assert hint
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "codec.safetensors", "tokenizer.model"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "noise", "other"])
-def test_a_damaged_file(
-    name: str, damage: str, demo_dir: Path, tmp_path: Path, env: dict[str, str]
-) -> None:
-    for path in demo_dir.iterdir():
-        if path.is_file():
-            shutil.copy(path, tmp_path)
-    path = tmp_path / name
-    content = path.read_bytes()
-    path.write_bytes(
-        {
-            "truncated": content[: len(content) // 2],
-            "empty": b"",
-            "noise": bytes((7 * i + 3) % 256 for i in range(4096)),
-            # A good file in the wrong place.
-            "other": (
-                demo_dir
-                / ("codec.safetensors" if name != "codec.safetensors" else "tokenizer.model")
-            ).read_bytes(),
-        }[damage]
-    )
-    env = {**env, "MOSHI_CTL_DEMO_DIR": str(tmp_path)}
-    error, _ = refusal("--config", "demo", cwd=tmp_path, env=env, code=1)
-    assert name in error
-
-
-def test_a_file_of_another_shape_names_the_tensor(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ("text_out_vocab_size = 512", "text_out_vocab_size = 511"))
-    error, _ = refusal("--config", config, cwd=tmp_path, env=env, code=1)
-    assert "text_linear.weight" in error
-    assert "511" in error
-    assert "512" in error
-
-
 @pytest.mark.parametrize("addr", ["somewhere", "256.0.0.1", "127.0.0.1:80"])
 def test_an_address_that_is_none(addr: str, env: dict[str, str], tmp_path: Path) -> None:
-    error, hint = refusal("--config", "demo", "--addr", addr, cwd=tmp_path, env=env, code=2)
+    error, hint = refusal(
+        "--config", "demo", "-p", "0", "--addr", addr, cwd=tmp_path, env=env, code=2
+    )
     assert addr in error
     assert hint
-
-
-def test_a_wrong_configuration_never_opens_the_port(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ("batch_size = 4", "batch_sice = 4"))
-    error, hint = refusal("--config", config, cwd=tmp_path, env=env, code=CONFIG_ERROR)
-    line = config.read_text().splitlines().index("batch_sice = 4") + 1
-    assert f"{config}:{line}: modules.asr.batch_sice: unknown key" in error
-    assert hint == "hint: did you mean `batch_size`?"
 
 
 def transcript(url: str, folder: Path) -> str:
@@ -267,12 +190,7 @@ def test_instructions_that_are_not_there_are_refused(env: dict[str, str], tmp_pa
         ("neon-dotprod" if platform.machine() == "x86_64" else "avx2", "does not have"),
     ):
         wish = {**env, "MOSHI_INSTRUCTIONS": name}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        error, hint = refusal(
-            "--config", "demo", "-a", "127.0.0.1", "-p", str(port), cwd=tmp_path, env=wish, code=1
-        )
+        error, hint = refusal("--config", "demo", cwd=tmp_path, env=wish, code=1)
         assert "MOSHI_INSTRUCTIONS" in error
         assert says in error
         assert "this machine has" in str(hint)

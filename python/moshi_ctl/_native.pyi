@@ -1,7 +1,7 @@
 # The interface of the compiled half, checked against the built module by tests/test_native.py and
 # by `make lint`. Errors are those of moshi_ctl.errors.
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -70,8 +70,9 @@ def serve(
     threads: int | None,
     decisions: dict[str, dict[str, Any]],
     files: dict[str, str | PathLike[str]],
-    api_keys: list[str] | None,
-    jwt_secret: str | None,
+    read_keys: Callable[[], Mapping[str, Any]],
+    tls_cert: str | PathLike[str] | None,
+    tls_key: str | PathLike[str] | None,
     warmup: bool | None,
     gpu_readings: Callable[[], list[dict[str, Any]]] | None,
 ) -> None: ...

@@ -38,6 +38,7 @@ from moshi_ctl.errors import ConfigError, MoshiCtlError, UsageError
 from moshi_ctl.monitoring import fetching, readiness, shipped_files, watching
 from moshi_ctl.options import (
     AddrOption,
+    CaOption,
     CapabilityOption,
     ComputePrecision,
     ConfigOption,
@@ -60,6 +61,8 @@ from moshi_ctl.options import (
     SilentOption,
     ThreadsOption,
     TimeoutOption,
+    TlsCertOption,
+    TlsKeyOption,
 )
 
 app = typer.Typer(
@@ -124,6 +127,8 @@ def _worker(
     log_max_files: LogMaxFilesOption = logs.DEFAULT_MAX_FILES,
     addr: AddrOption = options.DEFAULT_ADDR,
     port: PortOption = options.DEFAULT_PORT,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     device: DeviceOption = None,
     cpu: CpuOption = False,
     threads: ThreadsOption = None,
@@ -152,6 +157,8 @@ def _worker(
         threads=threads,
         warmup=False if no_warmup else worker.warmup_from_environment(),
         wishes=options.wishes(device, precision, kv_precision, reserve_mb, cpu=cpu),
+        tls_cert=tls_cert,
+        tls_key=tls_key,
     )
     worker.run(shipped.find(config), worker_options)
 
@@ -288,6 +295,7 @@ def _transcribe(
             show_default=False,
         ),
     ] = None,
+    ca: CaOption = None,
     form: Annotated[
         transcribing.Format, typer.Option("--format", help="How to write the transcript.")
     ] = transcribing.Format.TEXT,
@@ -298,8 +306,8 @@ def _transcribe(
 ) -> None:
     """Stream audio files to a server and write down what it hears."""
     if key is None:
-        key = next(iter(keys.keys_from_environment() or []), None)
-    transcribing.run(transcribing.plan(files, output, form), url=url, key=key, form=form)
+        key = next((first.key for first in keys.keys_from_environment() or []), None)
+    transcribing.run(transcribing.plan(files, output, form), url=url, key=key, ca=ca, form=form)
 
 
 @app.command("metrics")
@@ -309,18 +317,21 @@ def _metrics(
         bool, typer.Option("--watch", "-w", help="Go on until Ctrl-C, with rates.")
     ] = False,
     every: EveryOption = None,
+    ca: CaOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON; with --watch an object a line.")
     ] = False,
 ) -> None:
     """Show what a running server measures: lanes, step times, missed deadlines, warm-up."""
     base = fetching.base_address(url)
+    trust = fetching.trust(base, ca)
     if watch:
-        watching.watch(base, every_s=every or watching.DEFAULT_EVERY_S, as_json=as_json)
+        every_s = every or watching.DEFAULT_EVERY_S
+        watching.watch(base, every_s=every_s, as_json=as_json, trust=trust)
     elif every is not None:
         raise UsageError("--every: nothing is repeated", hint="add --watch")
     else:
-        watching.show(base, as_json=as_json)
+        watching.show(base, as_json=as_json, trust=trust)
 
 
 @app.command("warmup")
@@ -328,6 +339,7 @@ def _warmup(
     url: ServerArgument = fetching.DEFAULT_URL,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the server is ready.")] = False,
     timeout: TimeoutOption = None,
+    ca: CaOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """Say whether a server is ready and how its models were warmed up; fail if it is not."""
@@ -335,7 +347,8 @@ def _warmup(
     if timeout is not None and not wait:
         raise UsageError("--timeout: nothing is waited for", hint="add --wait")
     wait_s = readiness.DEFAULT_TIMEOUT_S if timeout is None else timeout
-    readiness.run(base, wait_s=wait_s if wait else None, as_json=as_json)
+    trust = fetching.trust(base, ca)
+    readiness.run(base, wait_s=wait_s if wait else None, as_json=as_json, trust=trust)
 
 
 @app.command("monitoring")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +15,13 @@ import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import (
     ConnectionClosed,
-    ConnectionClosedOK,
     InvalidHandshake,
-    InvalidMessage,
-    InvalidStatus,
     InvalidURI,
 )
-from websockets.frames import CloseCode
 
-from moshi_ctl import audio, protocol
-from moshi_ctl.errors import ClientError, NoFreeChannelsError
+from moshi_ctl import audio, client_errors, protocol, tls
+from moshi_ctl.client_errors import OPEN_TIMEOUT_S
+from moshi_ctl.errors import ClientError, UsageError
 from moshi_ctl.keys import is_loopback
 from moshi_ctl.protocol import (
     FRAME_RATE_HZ,
@@ -47,7 +45,6 @@ LEAD_IN_S: Final = 1.0
 """Silence before the audio. The 2.6B model was trained with some; the others do not mind."""
 
 _KEY_HEADER: Final = "kyutai-api-key"
-_OPEN_TIMEOUT_S: Final = 10.0
 _PING_INTERVAL_S: Final = 20.0
 # A server that is busy with what we sent reads our ping only when it gets there.
 _PING_TIMEOUT_S: Final = 120.0
@@ -72,17 +69,24 @@ class AsrClient:
                 ...
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, key: str | None = None) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, key: str | None = None, ca: Path | str | None = None
+    ) -> None:
         """Prepares a session; nothing is sent yet.
 
         Args:
             url: The server's address; without a path, `DEFAULT_PATH` is taken.
             key: The API key, for servers that ask for one.
+            ca: PEM file of the certificates to trust, instead of the system's.
 
         Raises:
             ClientError: When `url` is no WebSocket address.
+            UsageError: When `ca` cannot be used, or `url` is not encrypted.
         """
         self.url = _complete_url(url)
+        # What errors show: a key may be in the query.
+        self.place = self.url.partition("?")[0]
+        self._tls = _tls(self.url, ca)
         self._key = key
         self._connection: ClientConnection | None = None
 
@@ -100,23 +104,24 @@ class AsrClient:
                 additional_headers={_KEY_HEADER: self._key} if self._key else None,
                 # Noise does not compress, and the server would pay for trying.
                 compression=None,
-                open_timeout=_OPEN_TIMEOUT_S,
+                open_timeout=OPEN_TIMEOUT_S,
                 ping_interval=_PING_INTERVAL_S,
                 ping_timeout=_PING_TIMEOUT_S,
                 # With a limit, close() would hang while unread messages keep the queue full.
                 max_queue=None,
                 proxy=None if is_loopback(host) else True,
+                ssl=self._tls,
             )
         except (OSError, InvalidHandshake, InvalidURI, ValueError) as error:
-            raise _refused(self.url, error, has_key=self._key is not None) from error
+            raise client_errors.refused(self.place, error, has_key=self._key is not None) from error
         try:
-            await asyncio.wait_for(self._wait_until_ready(), _OPEN_TIMEOUT_S)
+            await asyncio.wait_for(self._wait_until_ready(), OPEN_TIMEOUT_S)
         except BaseException as error:
             await self._connection.close()
             if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
                 raise ClientError(
-                    f"{self.url}: the server accepted the connection but was not ready within "
-                    f"{_OPEN_TIMEOUT_S:.0f} s",
+                    f"{self.place}: the server accepted the connection but was not ready within "
+                    f"{OPEN_TIMEOUT_S:.0f} s",
                     hint="see the server's log; it may be overloaded",
                 ) from error
             raise
@@ -163,7 +168,7 @@ class AsrClient:
             if isinstance(event, Ready):
                 return
         raise ClientError(
-            f"{self.url}: the server closed the connection before it was ready",
+            f"{self.place}: the server closed the connection before it was ready",
             hint="see the server's log",
         )
 
@@ -173,18 +178,18 @@ class AsrClient:
             try:
                 data = await connection.recv()
             except ConnectionClosed as error:
-                if _ended_well(error):
+                if client_errors.ended_well(error):
                     return
-                raise _broken_off(self.url, error) from error
+                raise client_errors.broken_off(self.place, error) from error
             try:
                 event = protocol.decode(data)
             except protocol.MalformedMessageError as error:
                 raise ClientError(
-                    f"{self.url}: {error}",
+                    f"{self.place}: {error}",
                     hint="check that the URL is that of a speech-to-text module",
                 ) from error
             if isinstance(event, Failure):
-                raise _reported(self.url, event)
+                raise client_errors.reported(self.place, event)
             if event is not None:
                 yield event
 
@@ -192,7 +197,7 @@ class AsrClient:
         try:
             await self._open_connection().send(data)
         except ConnectionClosed as error:
-            raise _broken_off(self.url, error) from error
+            raise client_errors.broken_off(self.place, error) from error
 
     def _open_connection(self) -> ClientConnection:
         if self._connection is None:
@@ -225,6 +230,7 @@ async def transcribe_file(
     url: str = DEFAULT_URL,
     *,
     key: str | None = None,
+    ca: Path | str | None = None,
     lead_in_s: float = LEAD_IN_S,
     on_word: Callable[[Word], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -235,6 +241,7 @@ async def transcribe_file(
         path: WAV, MP3, FLAC or Ogg, any rate and number of channels.
         url: The server's address.
         key: The API key, for servers that ask for one.
+        ca: PEM file of the certificates to trust, instead of the system's.
         lead_in_s: Silence sent first; times are those of the file nevertheless.
         on_word: Called with each word when its beginning is known.
         on_progress: Called with the seconds of the file that the server has dealt with.
@@ -248,6 +255,7 @@ async def transcribe_file(
         audio.blocks(Path(path)),
         url,
         key=key,
+        ca=ca,
         lead_in_s=lead_in_s,
         on_word=on_word,
         on_progress=on_progress,
@@ -259,6 +267,7 @@ async def transcribe(
     url: str = DEFAULT_URL,
     *,
     key: str | None = None,
+    ca: Path | str | None = None,
     lead_in_s: float = LEAD_IN_S,
     on_word: Callable[[Word], None] | None = None,
     on_progress: Callable[[float], None] | None = None,
@@ -267,7 +276,7 @@ async def transcribe(
     blocks = iter(blocks)
     # Nobody should wait for a place on the server only to learn that the file is unreadable.
     first = await asyncio.to_thread(next, blocks, None)
-    async with AsrClient(url, key=key) as client:
+    async with AsrClient(url, key=key, ca=ca) as client:
         run = _Transcription(client, lead_in_s, on_word, on_progress)
         return await run.complete(first, blocks)
 
@@ -351,7 +360,7 @@ class _Transcription:
                 case Marker():
                     return
         raise ClientError(
-            f"{self._client.url}: the server closed the session before all was transcribed",
+            f"{self._client.place}: the server closed the session before all was transcribed",
             hint="it may be shutting down; try again, or see its log",
         )
 
@@ -372,10 +381,24 @@ def _complete_url(url: str) -> str:
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     if scheme not in ("ws", "wss") or not parts.hostname or not _has_usable_port(parts):
         raise ClientError(
-            f"{url!r} is not the address of a server", hint=f"write one like {DEFAULT_URL}"
+            f"{url.partition('?')[0]!r} is not the address of a server",
+            hint=f"write one like {DEFAULT_URL}",
         )
     path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
     return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
+
+
+def _tls(url: str, ca: Path | str | None) -> ssl.SSLContext | bool | None:
+    """How the connection is encrypted: not, trusting what the system does, or trusting a file."""
+    is_encrypted = url.startswith("wss://")
+    if ca is None:
+        return True if is_encrypted else None
+    if not is_encrypted:
+        raise UsageError(
+            f"--ca: {url.partition('?')[0]} is not encrypted, so there is nothing to trust",
+            hint="write wss://, or leave out --ca",
+        )
+    return tls.trusting(ca)
 
 
 def _has_usable_port(parts: SplitResult) -> bool:
@@ -383,81 +406,3 @@ def _has_usable_port(parts: SplitResult) -> bool:
         return parts.port != 0
     except ValueError:
         return False
-
-
-def _refused(url: str, error: Exception, *, has_key: bool) -> ClientError:
-    """Why no session came about."""
-    match error:
-        case InvalidStatus(response=response) if response.status_code == 401:
-            what = "the server does not know this key" if has_key else "the server asks for a key"
-            return ClientError(
-                f"{url}: {what} (HTTP 401)",
-                hint="give one of the server's keys with --key or MOSHI_API_KEY",
-            )
-        case InvalidStatus(response=response) if response.status_code == 404:
-            return ClientError(
-                f"{url}: the server has nothing at this path (HTTP 404)",
-                hint="see its /api/modules_info for the paths it serves",
-            )
-        case InvalidStatus(response=response):
-            return ClientError(
-                f"{url}: the server refuses the session (HTTP {response.status_code})",
-                hint="it may be starting or overloaded; see its log",
-            )
-        case ConnectionRefusedError():
-            return ClientError(
-                f"{url}: nothing listens there (connection refused)",
-                hint="start a server with `moshi-ctl worker`, or check the address with --url",
-            )
-        case TimeoutError():
-            return ClientError(
-                f"{url}: no answer within {_OPEN_TIMEOUT_S:.0f} s",
-                hint="check the address and whether a firewall is in between",
-            )
-        case InvalidMessage() | InvalidHandshake():
-            return ClientError(
-                f"{url}: what answers there does not speak WebSocket: {error}",
-                hint="check the port, and ws:// against wss://",
-            )
-        case _:
-            return ClientError(
-                f"{url}: cannot connect: {error}", hint="check the address and the network"
-            )
-
-
-def _reported(url: str, failure: Failure) -> ClientError:
-    """What the server said before it ended the session."""
-    if failure.message == "no free channels":
-        return NoFreeChannelsError(
-            f"{url}: no free channels: the server serves as many streams as it can",
-            hint="try again later, or raise batch_size in its configuration",
-        )
-    return ClientError(f"{url}: the server reports: {failure.message}", hint="see the server's log")
-
-
-def _ended_well(error: ConnectionClosed) -> bool:
-    # The library also takes "going away" for a good end; what was being said is lost all the same.
-    return isinstance(error, ConnectionClosedOK) and (
-        error.rcvd is None or error.rcvd.code == CloseCode.NORMAL_CLOSURE
-    )
-
-
-def _broken_off(url: str, error: ConnectionClosed) -> ClientError:
-    """How a session ended that did not end well."""
-    if error.rcvd is None:
-        return ClientError(
-            f"{url}: the connection broke off", hint="see whether the server still runs"
-        )
-    code, reason = error.rcvd.code, error.rcvd.reason
-    said = f" ({reason})" if reason else ""
-    hints: dict[int, str] = {
-        CloseCode.GOING_AWAY: "the server shuts down; connect again later",
-        CloseCode.POLICY_VIOLATION: "the server objects to what was sent; see its log",
-        CloseCode.MESSAGE_TOO_BIG: "send smaller messages",
-        CloseCode.INTERNAL_ERROR: "the server failed; see its log",
-        CloseCode.TRY_AGAIN_LATER: "the server is overloaded; try again later",
-    }
-    return ClientError(
-        f"{url}: the server closed the session with code {code}{said}",
-        hint=hints.get(code, "see the server's log"),
-    )

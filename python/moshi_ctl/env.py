@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from moshi_ctl.errors import UsageError
+
+if TYPE_CHECKING:
+    from dotenv.parser import Binding
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,8 @@ class Variable:
 
 MOSHI_API_KEY = Variable(
     "MOSHI_API_KEY",
-    "Keys that clients may use, separated by commas; replaces authorized_ids of the configuration. "
-    "`moshi-ctl transcribe` uses the first one.",
+    "Keys that clients may use, separated by commas, each as it is or as name:key; replaces "
+    "authorized_ids of the configuration. `moshi-ctl transcribe` uses the first one.",
 )
 BETTER_AUTH_SECRET = Variable(
     "BETTER_AUTH_SECRET",
@@ -111,43 +117,102 @@ _ON = ("on", "1", "true", "yes")
 _OFF = ("off", "0", "false", "no")
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """The `.env` that was loaded into this process, and the names that it set there."""
+
+    folder: Path
+    names: frozenset[str]
+
+
+_loaded: _Loaded | None = None
+
+
 def load_dot_env(folder: Path) -> None:
     """Adds what `folder`'s `.env` sets to the environment; what is already set stays.
 
     Raises:
-        UsageError: When there is such a file but it cannot be read.
+        UsageError: When there is such a file but it cannot be read, or sets what cannot be set.
     """
-    from dotenv import dotenv_values
+    global _loaded  # noqa: PLW0603 - what it describes, the environment, is one per process too
+    values = _values_in(folder, os.environ)
+    names = frozenset(name for name in values if name not in os.environ)
+    os.environ.update({name: values[name] for name in names})
+    _loaded = _Loaded(folder, names)
+
+
+def as_if_started_now() -> dict[str, str]:
+    """The environment that this process would have with the `.env` that is there now.
+
+    What came from the real environment is as it is; what came from `.env` is what that says now.
+    The environment itself is left alone: other threads may be reading it.
+
+    Raises:
+        UsageError: As `load_dot_env` does.
+    """
+    if _loaded is None:
+        return dict(os.environ)
+    real = {name: value for name, value in os.environ.items() if name not in _loaded.names}
+    return {**_values_in(_loaded.folder, real), **real}
+
+
+def line_number(line: Binding) -> int:
+    """Which line of a `.env` it is; the parser counts empty ones before it as part of it."""
+    text = line.original.string
+    return line.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def _values_in(folder: Path, real: Mapping[str, str]) -> dict[str, str]:
+    """What a `.env` sets; `${NAME}` in it is a line before, or else what `real` says."""
+    from dotenv.parser import parse_stream
+    from dotenv.variables import parse_variables
 
     path = folder / DOT_ENV
     try:
         if not path.is_file():
-            return
-        values = dotenv_values(path, encoding="utf-8-sig")
+            return {}
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
+        # What the other one says of bytes that are no text would show them.
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(
-            f"{path}: cannot be read: {error}",
+            f"{path}: cannot be read: {why}",
             hint="make it a readable UTF-8 text file of NAME=value lines, or remove it",
-        ) from error
-    for name, value in values.items():
-        if value is None:
+        ) from None
+    values: dict[str, str] = {}
+    for line in parse_stream(io.StringIO(text)):
+        # Whatever is on a line that is not as it should be may be part of a key.
+        place = f"{path}: line {line_number(line)}"
+        if line.error:
+            logging.getLogger("moshi_ctl").warning("%s is ignored: it is not NAME=value", place)
+        if line.error or line.key is None:
+            continue
+        if line.value is None:
             raise UsageError(
-                f"{path}: the line that names {name!r} has no value",
-                hint=f"write {name}=value, or remove the line",
+                f"{place} names a variable without a value",
+                hint="write NAME=value, or remove the line",
             )
-        try:
-            os.environ.setdefault(name, value)
-        except ValueError:
-            # Not chained: that error may show the value.
+        known = {**real, **values}
+        value = "".join(part.resolve(known) for part in parse_variables(line.value))
+        if not _can_be_set(line.key, value):
             raise UsageError(
-                f"{path}: {name!r} cannot be set: name or value holds what no variable can",
+                f"{place} cannot be set: name or value holds what no variable can",
                 hint="write NAME=value without NUL characters, or remove the line",
-            ) from None
+            )
+        values[line.key] = value
+    return values
 
 
-def value_of(variable: Variable) -> str | None:
+def _can_be_set(name: str, value: str) -> bool:
+    try:
+        return "=" not in name and b"\0" not in os.fsencode(name + value)
+    except UnicodeEncodeError:
+        return False
+
+
+def value_of(variable: Variable, environment: Mapping[str, str] = os.environ) -> str | None:
     """The value of `variable`; blank counts as not set."""
-    value = os.environ.get(variable.name, "").strip()
+    value = environment.get(variable.name, "").strip()
     return value or None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -170,6 +171,34 @@ class LogFormat(str, Enum):
     TEXT = logs.TEXT
     JSON = logs.JSON
 
+
+TlsCertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        metavar="PEM",
+        help="Certificate, with those that signed it: clients then use https:// and wss:// only. "
+        "Looked at again every few seconds.",
+        show_default=False,
+    ),
+]
+
+TlsKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-key", metavar="PEM", help="The certificate's private key.", show_default=False
+    ),
+]
+
+CaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca",
+        metavar="PEM",
+        help="Trust these certificates, such as one that signed itself, instead of the system's.",
+        show_default=False,
+    ),
+]
 
 LogOption = Annotated[
     LogLevel, typer.Option("--log", "-l", case_sensitive=False, help="How much to log.")

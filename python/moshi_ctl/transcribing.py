@@ -77,7 +77,9 @@ def plan(files: Sequence[Path], output: Path | None, form: Format) -> list[Job]:
     return jobs
 
 
-def run(jobs: Sequence[Job], *, url: str, key: str | None, form: Format) -> None:
+def run(
+    jobs: Sequence[Job], *, url: str, key: str | None, ca: Path | None = None, form: Format
+) -> None:
     """Transcribes one file after the other.
 
     Raises:
@@ -85,7 +87,7 @@ def run(jobs: Sequence[Job], *, url: str, key: str | None, form: Format) -> None
     """
     for job in jobs:
         title = f"{job.source}:" if len(jobs) > 1 and job.target is None else None
-        _run(job, url=url, key=key, form=form, title=title)
+        _run(job, url=url, key=key, ca=ca, form=form, title=title)
 
 
 def render(transcript: Transcript, source: Path, form: Format) -> str:
@@ -106,7 +108,9 @@ def render(transcript: Transcript, source: Path, form: Format) -> str:
             return subtitles.to_vtt(transcript.words)
 
 
-def _run(job: Job, *, url: str, key: str | None, form: Format, title: str | None) -> None:
+def _run(
+    job: Job, *, url: str, key: str | None, ca: Path | None, form: Format, title: str | None
+) -> None:
     source = audio.probe(job.source)
     words_to = sys.stdout if job.target is None and form is Format.TEXT else None
     if words_to and title:
@@ -114,7 +118,12 @@ def _run(job: Job, *, url: str, key: str | None, form: Format, title: str | None
     with _view(source, words_to) as view:
         transcript = asyncio.run(
             transcribe_file(
-                source.path, url, key=key, on_word=view.add_word, on_progress=view.set_done
+                source.path,
+                url,
+                key=key,
+                ca=ca,
+                on_word=view.add_word,
+                on_progress=view.set_done,
             )
         )
     if job.target is not None:

@@ -16,14 +16,15 @@ from moshi_ctl import (
     gpu_readings,
     hub,
     interrupts,
-    keys,
     logs,
     plan,
     plan_view,
+    tls,
 )
 from moshi_ctl.config import Config
-from moshi_ctl.env import MOSHI_API_KEY, MOSHI_WARMUP
+from moshi_ctl.env import MOSHI_WARMUP
 from moshi_ctl.errors import UsageError
+from moshi_ctl.key_reader import KeyReader
 from moshi_ctl.logs import LogOptions
 from moshi_ctl.plan import Wishes
 from moshi_ctl.report import console
@@ -41,6 +42,9 @@ class WorkerOptions:
         warmup: Whether models are warmed up before the port opens; as the configuration says if
             None.
         wishes: What replaces what the configuration says of devices and precisions.
+        tls_cert: PEM file of the certificate that clients are shown, with those that signed it;
+            without one they are served in plain text.
+        tls_key: PEM file of its private key.
     """
 
     addr: str
@@ -49,6 +53,8 @@ class WorkerOptions:
     threads: int | None = None
     warmup: bool | None = None
     wishes: Wishes = field(default_factory=Wishes)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
 
 
 def run(config_path: Path, options: WorkerOptions) -> None:
@@ -57,29 +63,21 @@ def run(config_path: Path, options: WorkerOptions) -> None:
     Everything that can be known to be wrong is reported before anything is downloaded or loaded.
 
     Raises:
-        UsageError: When the address or the keys do not allow it.
+        UsageError: When the address, the keys or the files for TLS do not allow it.
         ConfigError: When the configuration cannot be used.
         SizingError: When a model does not fit.
         ModelFileError: When a file cannot be downloaded, or is another model's.
         WorkerError: When the server cannot start or fails.
     """
     addr = ip_address(options.addr)
+    tls.check_files(options.tls_cert, options.tls_key)
     configuration = config.read(config_path, require_files=True, warmup=options.warmup)
     with logs.running(configuration, options.log):
         _serve(configuration, addr, options)
 
 
 def _serve(configuration: Config, addr: str, options: WorkerOptions) -> None:
-    api_keys = keys.keys_from_environment()
-    jwt_secret = keys.jwt_secret_from_environment()
-    if jwt_secret is not None and keys.is_short_for_tokens(jwt_secret):
-        logs.warn(keys.TOO_SHORT, hint=keys.TOO_SHORT_HINT)
-    if api_keys is None and jwt_secret is None and configuration.key_count == 0:
-        keys.refuse_open_server(addr)
-        logs.warn(
-            f"no API key is set: every program on this machine can use the server at {addr}",
-            hint=f"set {MOSHI_API_KEY.name} to change that",
-        )
+    read_keys = KeyReader(configuration, addr, encrypted=options.tls_cert is not None)
     gpu.number_cards_as_nvml_does()
     machine = devices.read_machine()
     decided = plan.make(configuration, machine, options.wishes, only_plans=False)
@@ -104,8 +102,9 @@ def _serve(configuration: Config, addr: str, options: WorkerOptions) -> None:
             threads=options.threads,
             decisions=decided.decisions(),
             files={value: str(path) for value, path in files.items()},
-            api_keys=api_keys,
-            jwt_secret=jwt_secret,
+            read_keys=read_keys,
+            tls_cert=options.tls_cert,
+            tls_key=options.tls_key,
             warmup=options.warmup,
             gpu_readings=gpu_readings.reader(machine.gpus),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,13 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def is_open(port: int) -> bool:
+    """Whether a port of loopback takes connections."""
+    with socket.socket() as asking:
+        asking.settimeout(1.0)
+        return asking.connect_ex(("127.0.0.1", port)) == 0
 
 
 def end(process: subprocess.Popen[Any], timeout_s: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,25 @@ def write(path: Path, tensors: Mapping[str, Numbers]) -> None:
     path.write_bytes(struct.pack("<Q", len(written)) + written + data)
 
 
-def fill_with_nan(source: Path, target: Path) -> None:
-    """Copies a file in BF16 with nothing but NaN in it."""
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, bytes]], None]) -> None:
+    """Writes a file again after `change` of what it says of its tensors, and of their bytes.
+
+    `data_offsets` are written anew.
+    """
+    entries, data = header(path)
+    blobs = {name: data[slice(*entry["data_offsets"])] for name, entry in entries.items()}
+    change(entries, blobs)
+    offset = 0
+    for name, blob in blobs.items():
+        entries[name]["data_offsets"] = [offset, offset + len(blob)]
+        offset += len(blob)
+    written = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(written)) + written + b"".join(blobs.values()))
+
+
+def fill_with_huge_numbers(source: Path, target: Path) -> None:
+    """Copies a file in BF16 with nothing but the largest finite number in it."""
     content = source.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     numbers = (len(content) - start) // 2
-    target.write_bytes(content[:start] + b"\xc0\x7f" * numbers)
+    target.write_bytes(content[:start] + b"\x7f\x7f" * numbers)

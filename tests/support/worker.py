@@ -20,7 +20,7 @@ KEY = "test-key"
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 10.0
 
-_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
+_LISTENING = re.compile(r"listening on https?://127\.0\.0\.1:(\d+)")
 
 
 @dataclass
@@ -36,7 +36,8 @@ class Worker:
     process: subprocess.Popen[str]
     port: int = 0
     log: list[str] = field(default_factory=list)
-    _ready: threading.Event = field(default_factory=threading.Event)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _is_over: bool = False
 
     @property
     def http(self) -> str:
@@ -58,19 +59,34 @@ class Worker:
         self.process.send_signal(number)
         return self.process.wait(END_TIMEOUT_S)
 
-    def _read_log(self) -> None:
+    def until(self, text: str, timeout_s: float = END_TIMEOUT_S, *, after: int = 0) -> str:
+        """The first line of its log with this text, from line `after` on; waits for it."""
+
+        def found() -> str | None:
+            return next((line for line in self.log[after:] if text in line), None)
+
+        with self._changed:
+            self._changed.wait_for(lambda: found() or self._is_over, timeout_s)
+            line = found()
+        assert line is not None, f"never said {text!r}: {''.join(self.log)}"
+        return line
+
+    def read_log(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.log.append(line)
-            if (match := _LISTENING.search(line)) is not None:
-                self.port = int(match[1])
-                self._ready.set()
-        self._ready.set()
+            with self._changed:
+                self.log.append(line)
+                if (match := _LISTENING.search(line)) is not None:
+                    self.port = int(match[1])
+                self._changed.notify_all()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     def wait_until_it_listens(self, timeout_s: float) -> None:
-        reader = threading.Thread(target=self._read_log, daemon=True)
-        reader.start()
-        assert self._ready.wait(timeout_s), f"not listening: {self.log}"
+        with self._changed:
+            known = self._changed.wait_for(lambda: self.port or self._is_over, timeout_s)
+        assert known, f"not listening: {self.log}"
         assert self.port, f"ended instead of listening: {''.join(self.log)}"
 
 
@@ -82,12 +98,37 @@ def worker(
     env: Mapping[str, str] | None = None,
     start_timeout_s: float = START_TIMEOUT_S,
     device: str | None = "cpu",
+    port: int = 0,
     address_space_bytes: int | None = None,
 ) -> Iterator[Worker]:
-    """Starts a worker on a free loopback port; `env` replaces the default key.
+    """Starts a worker on loopback, on a free port by default; `env` replaces the default key.
 
     Without a `device` the worker chooses, and says so.
     """
+    with starting(
+        config,
+        *arguments,
+        cwd=cwd,
+        env=env,
+        device=device,
+        port=port,
+        address_space_bytes=address_space_bytes,
+    ) as started:
+        started.wait_until_it_listens(start_timeout_s)
+        yield started
+
+
+@contextmanager
+def starting(
+    config: Path | str,
+    *arguments: str,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    device: str | None = "cpu",
+    port: int = 0,
+    address_space_bytes: int | None = None,
+) -> Iterator[Worker]:
+    """A `worker` that does not listen yet."""
     on_device = [] if device is None else ["--device", device]
     process = subprocess.Popen(
         [
@@ -98,7 +139,7 @@ def worker(
             "-a",
             "127.0.0.1",
             "-p",
-            "0",
+            str(port),
             *on_device,
             *arguments,
         ],
@@ -110,21 +151,25 @@ def worker(
         text=True,
     )
     started = Worker(process)
+    reader = threading.Thread(target=started.read_log, daemon=True)
+    reader.start()
     try:
-        started.wait_until_it_listens(start_timeout_s)
         yield started
     finally:
+        # One that was stopped would not hear that it is to end.
+        process.send_signal(signal.SIGCONT)
         loopback.end(process, END_TIMEOUT_S)
+        reader.join(END_TIMEOUT_S)
         if process.stdout is not None:
             process.stdout.close()
 
 
 def fail_to_warm_up(demo_dir: Path, folder: Path, port: int) -> None:
-    """Runs a worker of the demo whose weights are no numbers, in an empty folder, to its end."""
+    """Runs a worker of the demo whose weights are huge, in an empty folder, to its end."""
     for path in demo_dir.iterdir():
         if path.is_file() and path.name != "model.safetensors":
             (folder / path.name).symlink_to(path)
-    safetensors.fill_with_nan(demo_dir / "model.safetensors", folder / "model.safetensors")
+    safetensors.fill_with_huge_numbers(demo_dir / "model.safetensors", folder / "model.safetensors")
     ended = cli.run(
         *("worker", "--config", "demo", "--device", "cpu", "-a", "127.0.0.1", "-p", str(port)),
         # q8 refuses such numbers before.

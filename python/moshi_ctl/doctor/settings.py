@@ -14,7 +14,7 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from moshi_ctl import env, keys, needs, plan, worker
 from moshi_ctl.doctor.findings import Finding, Situation, failure, ok, warning
@@ -23,9 +23,6 @@ from moshi_ctl.env import BETTER_AUTH_SECRET, MOSHI_API_KEY
 from moshi_ctl.errors import UsageError
 from moshi_ctl.plan import Wishes
 from moshi_ctl.units import counted
-
-if TYPE_CHECKING:
-    from dotenv.parser import Binding
 
 _ANSWER_TIMEOUT_S: Final = 1.0
 _MOST_ANSWER_BYTES: Final = 65_536
@@ -86,11 +83,11 @@ def dot_env(situation: Situation) -> list[Finding]:
         remedy = f"take that away: `chmod 600 {env.DOT_ENV}`"
         findings.append(warning(".env", f"{message} (mode {stat.S_IMODE(mode):o})", remedy))
     # Whatever such a line holds may be part of a key: its number has to do.
-    unread = [_number_of(line) for line in lines if line.error]
+    unread = [env.line_number(line) for line in lines if line.error]
     if unread:
         message = f"{path}: ignored, because they are not NAME=value: {_numbered(unread)}"
         findings.append(warning(".env", message, "correct or remove them"))
-    unset = [_number_of(line) for line in lines if line.key and line.value is None]
+    unset = [env.line_number(line) for line in lines if line.key and line.value is None]
     if unset:
         message = f"{path}: a name without a value, which no other command accepts"
         remedy = "write NAME=value, or remove the line"
@@ -123,8 +120,9 @@ def api_keys(situation: Situation) -> list[Finding]:
         why = "a server that asks for no key listens on loopback only"
         return [warning("keys", f"{message}: {why}", remedy)]
     findings = [ok("keys", message)]
+    ours = [key.key for key in in_environment]
     listed = [] if in_environment else _listed_keys(situation)
-    for place, values in ((MOSHI_API_KEY.name, in_environment), ("authorized_ids", listed)):
+    for place, values in ((MOSHI_API_KEY.name, ours), ("authorized_ids", listed)):
         known = [n for n, key in enumerate(values, 1) if keys.is_known_to_everybody(key)]
         if known:
             which = f"key {', '.join(map(str, known))} of {place}"
@@ -207,7 +205,7 @@ def _listed_keys(situation: Situation) -> list[str]:
         listed = tomlkit.parse(text).unwrap().get("authorized_ids", [])
     except TOMLKitError:  # which knows an older TOML than the server
         return []
-    return [key for key in listed if isinstance(key, str)]
+    return [keys.without_name(key) for key in listed if isinstance(key, str)]
 
 
 def _refusal(read: Callable[[], object]) -> UsageError | None:
@@ -234,12 +232,6 @@ def _is_named(name: str, situation: Situation) -> bool:
         return False
     text = situation.configuration.path.read_text(encoding="utf-8")
     return re.search(rf"\${re.escape(name)}\b", text) is not None
-
-
-def _number_of(line: Binding) -> int:
-    """Which line it is; the parser counts empty ones before it as part of it."""
-    text = line.original.string
-    return line.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _numbered(lines: Iterable[int]) -> str:

@@ -12,9 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from moshi_ctl import tls
 from moshi_ctl.errors import ClientError, UsageError
 from moshi_ctl.keys import is_loopback
 from moshi_ctl.report import one_line
@@ -105,8 +107,29 @@ def base_address(url: str) -> str:
     return f"{scheme}://{name}{'' if port is None else f':{port}'}{prefix}"
 
 
-def get(url: str, *, timeout_s: float = TIMEOUT_S) -> Answer:
+def trust(base: str, authorities: Path | None) -> ssl.SSLContext | None:
+    """What to ask the server at `base` with, when it is to be trusted by a file of certificates.
+
+    Raises:
+        UsageError: When the file holds none, or the address is not encrypted.
+    """
+    if authorities is None:
+        return None
+    if not base.startswith("https://"):
+        raise UsageError(
+            f"--ca: {base} is not encrypted, so there is nothing to trust",
+            hint="write https://, or leave out --ca",
+        )
+    return tls.trusting(authorities)
+
+
+def get(url: str, *, timeout_s: float = TIMEOUT_S, trust: ssl.SSLContext | None = None) -> Answer:
     """Asks once, whatever the status of the answer.
+
+    Args:
+        url: What to ask.
+        timeout_s: What that may take.
+        trust: Which certificates to trust; the system's if None.
 
     Raises:
         UnreachableError: When no whole answer came in time.
@@ -116,7 +139,7 @@ def get(url: str, *, timeout_s: float = TIMEOUT_S) -> Answer:
     # In a thread, because a look-up of a name cannot be limited, and each byte of a slow server's
     # answer begins a socket's timeout anew. A daemon: it may outlast its use.
     thread = threading.Thread(
-        target=lambda: results.append(_get_or_error(url, timeout_s)), daemon=True
+        target=lambda: results.append(_get_or_error(url, timeout_s, trust)), daemon=True
     )
     thread.start()
     thread.join(timeout_s)
@@ -128,20 +151,21 @@ def get(url: str, *, timeout_s: float = TIMEOUT_S) -> Answer:
     return result
 
 
-def _get_or_error(url: str, timeout_s: float) -> Answer | Exception:
+def _get_or_error(url: str, timeout_s: float, trust: ssl.SSLContext | None) -> Answer | Exception:
     try:
-        return _get(url, timeout_s)
+        return _get(url, timeout_s, trust)
     except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
         return error
 
 
-def _get(url: str, timeout_s: float) -> Answer:
+def _get(url: str, timeout_s: float, trust: ssl.SSLContext | None) -> Answer:
     deadline_s = time.monotonic() + timeout_s
     request = urllib.request.Request(  # noqa: S310 - the opener knows nothing but HTTP
         url, headers={"Accept": "text/plain, application/json", "User-Agent": "moshi-ctl"}
     )
     try:
-        response = _opener(urlsplit(url).hostname or "").open(request, timeout=timeout_s)
+        opener = _opener(urlsplit(url).hostname or "", trust)
+        response = opener.open(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         response = error
     with response:
@@ -163,21 +187,21 @@ def _get(url: str, timeout_s: float) -> Answer:
         return Answer(place, int(response.status or 0), bytes(body))
 
 
-def _opener(host: str) -> urllib.request.OpenerDirector:
+def _opener(host: str, trust: ssl.SSLContext | None) -> urllib.request.OpenerDirector:
     """Follows redirects, from HTTP to HTTP only."""
     opener = urllib.request.OpenerDirector()
-    handlers = [
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.UnknownHandler,
+    handlers: list[urllib.request.BaseHandler] = [
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(context=trust),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.UnknownHandler(),
     ]
     if not is_loopback(host):
-        handlers.append(urllib.request.ProxyHandler)
+        handlers.append(urllib.request.ProxyHandler())
     for handler in handlers:
-        opener.add_handler(handler())
+        opener.add_handler(handler)
     return opener
 
 
@@ -201,15 +225,8 @@ def _explained(url: str, error: Exception, timeout_s: float) -> ClientError:
             return UnreachableError(
                 url, "the name is not known", hint="check the host's name and the network"
             )
-        case ssl.SSLCertVerificationError():
-            return ClientError(
-                f"{url}: its certificate is not trusted: {error.verify_message}",
-                hint="use the name that the certificate is for; SSL_CERT_FILE adds authorities",
-            )
         case ssl.SSLError():
-            return ClientError(
-                f"{url}: what answers there does not speak TLS", hint="try http:// instead"
-            )
+            return tls.failed(url, error, plain="http://")
         case http.client.RemoteDisconnected() | http.client.IncompleteRead() | ConnectionError():
             return UnreachableError(
                 url,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,21 +85,24 @@ class Outcome:
         return tuple(each for each in self.modules if each.warmup and each.warmup.result in bad)
 
 
-def run(url: str, *, wait_s: float | None, as_json: bool) -> None:
+def run(
+    url: str, *, wait_s: float | None, as_json: bool, trust: ssl.SSLContext | None = None
+) -> None:
     """Looks at a server, or waits for it, and prints how its models were warmed up.
 
     Args:
         url: The server's address, as `fetching.base_address` gives it.
         wait_s: How long to wait for it; None looks once.
         as_json: Prints one JSON object.
+        trust: Which certificates to trust; the system's if None.
 
     Raises:
         ClientError: When it is not ready in time, dead, or a warm-up failed; after printing.
     """
     began_s = time.monotonic()
     with _spinner(url, shown=wait_s is not None) as tell:
-        last = look(url) if wait_s is None else wait(url, wait_s, tell)
-    outcome = _outcome(url, last, time.monotonic() - began_s)
+        last = look(url, trust=trust) if wait_s is None else wait(url, wait_s, tell, trust=trust)
+    outcome = _outcome(url, last, time.monotonic() - began_s, trust)
     if as_json:
         print(json.dumps(_document(outcome), indent=2, allow_nan=False))
     else:
@@ -109,25 +113,37 @@ def run(url: str, *, wait_s: float | None, as_json: bool) -> None:
         raise problem
 
 
-def look(url: str, *, timeout_s: float = fetching.TIMEOUT_S) -> Look:
+def look(
+    url: str,
+    *,
+    timeout_s: float = fetching.TIMEOUT_S,
+    trust: ssl.SSLContext | None = None,
+) -> Look:
     """Looks once.
 
     Raises:
         ClientError: When what answers there is no server of ours, which waiting does not change.
     """
     try:
-        return _look(url, timeout_s)
+        return _look(url, timeout_s, trust)
     except fetching.UnreachableError as error:
         return Look(State.NOT_READY, (error.reason,))
 
 
-def wait(url: str, wait_s: float, tell: Callable[[Look], None]) -> Look:
+def wait(
+    url: str,
+    wait_s: float,
+    tell: Callable[[Look], None],
+    *,
+    trust: ssl.SSLContext | None = None,
+) -> Look:
     """Looks until the server is ready or dead, or the time is over.
 
     Args:
         url: The server's address.
         wait_s: How long to wait.
         tell: Called with what is seen each time.
+        trust: Which certificates to trust; the system's if None.
 
     Raises:
         ClientError: When what answers there is no server of ours.
@@ -135,7 +151,8 @@ def wait(url: str, wait_s: float, tell: Callable[[Look], None]) -> Look:
     deadline_s = time.monotonic() + wait_s
     while True:
         left_s = deadline_s - time.monotonic()
-        seen = look(url, timeout_s=max(_POLL_S, min(left_s, fetching.TIMEOUT_S)))
+        timeout_s = max(_POLL_S, min(left_s, fetching.TIMEOUT_S))
+        seen = look(url, timeout_s=timeout_s, trust=trust)
         tell(seen)
         left_s = deadline_s - time.monotonic()
         if seen.state is not State.NOT_READY or left_s <= 0:
@@ -143,18 +160,18 @@ def wait(url: str, wait_s: float, tell: Callable[[Look], None]) -> Look:
         time.sleep(min(left_s, _POLL_S))
 
 
-def _look(url: str, timeout_s: float) -> Look:
-    ready = fetching.get(f"{url}{_READY_PATH}", timeout_s=timeout_s)
+def _look(url: str, timeout_s: float, trust: ssl.SSLContext | None) -> Look:
+    ready = fetching.get(f"{url}{_READY_PATH}", timeout_s=timeout_s, trust=trust)
     if ready.status == _OK:
         if _status(ready) == "ok":
             return Look(State.READY)
         raise _not_ours(ready)
     if ready.status == _NOT_FOUND:
-        return _look_without_health(url, timeout_s)
+        return _look_without_health(url, timeout_s, trust)
     if ready.status < 500:
         raise _not_ours(ready)
     try:
-        live = fetching.get(f"{url}{_LIVE_PATH}", timeout_s=timeout_s)
+        live = fetching.get(f"{url}{_LIVE_PATH}", timeout_s=timeout_s, trust=trust)
     except fetching.UnreachableError as error:
         return Look(State.NOT_READY, (error.reason,))
     # A proxy in front of a server that is not there yet says 503 too, but in other words.
@@ -163,8 +180,8 @@ def _look(url: str, timeout_s: float) -> Look:
     return Look(State.NOT_READY, _reasons(ready))
 
 
-def _look_without_health(url: str, timeout_s: float) -> Look:
-    info = fetching.get(f"{url}{_BUILD_INFO_PATH}", timeout_s=timeout_s)
+def _look_without_health(url: str, timeout_s: float, trust: ssl.SSLContext | None) -> Look:
+    info = fetching.get(f"{url}{_BUILD_INFO_PATH}", timeout_s=timeout_s, trust=trust)
     if info.status == _OK and isinstance(info.json(), dict):
         return Look(State.READY)
     if info.status >= 500:
@@ -192,11 +209,11 @@ def _reasons(answer: fetching.Answer) -> tuple[str, ...]:
     return (f"HTTP {answer.status}",)
 
 
-def _outcome(url: str, last: Look, waited_s: float) -> Outcome:
+def _outcome(url: str, last: Look, waited_s: float, trust: ssl.SSLContext | None) -> Outcome:
     if last.state is not State.READY:
         return Outcome(url, waited_s, last)
     try:
-        modules = scrapes.scrape(url).metrics.modules
+        modules = scrapes.scrape(url, trust=trust).metrics.modules
     except ClientError as error:
         # It is ready all the same, and a script waits for nothing else.
         return Outcome(url, waited_s, last, note=f"its metrics cannot be read: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,7 +86,11 @@ class Outage:
 
 
 def scrape(
-    url: str, previous: Scrape | None = None, *, timeout_s: float = fetching.TIMEOUT_S
+    url: str,
+    previous: Scrape | None = None,
+    *,
+    timeout_s: float = fetching.TIMEOUT_S,
+    trust: ssl.SSLContext | None = None,
 ) -> Scrape:
     """Asks a server for its metrics.
 
@@ -93,13 +98,14 @@ def scrape(
         url: The server's address, as `fetching.base_address` gives it.
         previous: What it said before, for `Scrape.interval`.
         timeout_s: What that may take.
+        trust: Which certificates to trust, as `fetching.get` takes it.
 
     Raises:
         UnreachableError: When it does not answer.
         ClientError: When what answers there does not say what such a server says.
     """
     time_unix_s, monotonic_s = time.time(), time.monotonic()
-    answer = fetching.get(f"{url}{PATH}", timeout_s=timeout_s)
+    answer = fetching.get(f"{url}{PATH}", timeout_s=timeout_s, trust=trust)
     if answer.status in _NOT_NOW:
         raise UnreachableError(
             answer.place, f"HTTP {answer.status}", hint="see the log of the server, or of its proxy"

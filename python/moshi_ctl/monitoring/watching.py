@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import ssl
 import sys
 import time
 from collections.abc import Iterator
@@ -26,20 +27,20 @@ LEAST_EVERY_S: Final = 0.1
 MOST_EVERY_S: Final = 86_400.0
 
 
-def show(url: str, *, as_json: bool) -> None:
+def show(url: str, *, as_json: bool, trust: ssl.SSLContext | None = None) -> None:
     """Asks a server once and prints what it says.
 
     Raises:
         ClientError: When it does not answer as it should.
     """
-    scrape = scrapes.scrape(url)
+    scrape = scrapes.scrape(url, trust=trust)
     if as_json:
         print(json.dumps(documents.of_scrape(scrape), indent=2, allow_nan=False))
     else:
         console().print(View(scrape))
 
 
-def watch(url: str, *, every_s: float, as_json: bool) -> None:
+def watch(url: str, *, every_s: float, as_json: bool, trust: ssl.SSLContext | None = None) -> None:
     """Asks a server again and again until Ctrl-C, whether it answers or not.
 
     Raises:
@@ -47,7 +48,7 @@ def watch(url: str, *, every_s: float, as_json: bool) -> None:
     """
     try:
         with _screen(console(), as_json=as_json) as screen:
-            for seen in _observations(url, every_s):
+            for seen in _observations(url, every_s, trust):
                 screen.show(seen)
     except KeyboardInterrupt:
         pass  # It is how a watch ends.
@@ -60,13 +61,13 @@ def console() -> Console:
     return Console(highlight=False, markup=False)
 
 
-def _observations(url: str, every_s: float) -> Iterator[View]:
+def _observations(url: str, every_s: float, trust: ssl.SSLContext | None) -> Iterator[View]:
     last: Scrape | None = None
     silent_since_s: float | None = None
     while True:
         started_s = time.monotonic()
         try:
-            last = scrapes.scrape(url, last)
+            last = scrapes.scrape(url, last, trust=trust)
         except ClientError as error:
             unreachable = isinstance(error, UnreachableError)
             if last is None and silent_since_s is None and not unreachable:

@@ -52,3 +52,23 @@ fn build(
         Err(error) => error,
     }
 }
+
+/// What an error of ours says, and what to do about it; of others only their type, for they may
+/// quote anything.
+pub(crate) fn message_of(error: &PyErr) -> String {
+    Python::attach(|py| {
+        let value = error.value(py);
+        let is_ours = py
+            .import("moshi_ctl.errors")
+            .and_then(|errors| value.is_instance(&errors.getattr("MoshiCtlError")?))
+            .unwrap_or(false);
+        if !is_ours {
+            return format!("unexpected {}", error.get_type(py));
+        }
+        let hint = value.getattr("hint").and_then(|hint| hint.extract::<Option<String>>());
+        match hint {
+            Ok(Some(hint)) => format!("{value}; {hint}"),
+            _ => value.to_string(),
+        }
+    })
+}

@@ -4,6 +4,8 @@
 
 mod bench;
 mod errors;
+#[cfg(feature = "faults")]
+mod faults;
 mod logs;
 mod memory_needs;
 mod precision;
@@ -31,6 +33,12 @@ fn build_info(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
 #[pyfunction]
 fn metrics_table(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
     to_python(py, &moshi_ctl_server::metrics_table())
+}
+
+/// Every limit of a server: name, unit, default and meaning.
+#[pyfunction]
+fn limits_table(py: Python<'_>) -> PyResult<Bound<'_, PyAny>> {
+    to_python(py, &moshi_ctl_server::config::limits_table())
 }
 
 /// The device called `name`, by the name that configurations and decisions have for it.
@@ -105,6 +113,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(bench::bench, module)?)?;
     module.add_function(wrap_pyfunction!(memory_needs::memory_needs, module)?)?;
     module.add_function(wrap_pyfunction!(metrics_table, module)?)?;
+    module.add_function(wrap_pyfunction!(limits_table, module)?)?;
     module.add_function(wrap_pyfunction!(logs::start_logging, module)?)?;
     module.add_function(wrap_pyfunction!(logs::log, module)?)?;
     module.add_function(wrap_pyfunction!(logs::stop_logging, module)?)?;

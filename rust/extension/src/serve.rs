@@ -8,10 +8,10 @@ use moshi_ctl_core::{DeviceName, ModelError, StreamingModel, UnknownDevice};
 use moshi_ctl_engine::{AsrSpec, Conditioning, Kernels, RealTimeModel, load_what_fits};
 use moshi_ctl_server::config::{AsrModule, BatchSize};
 use moshi_ctl_server::worker::{self, WorkerOptions};
-use moshi_ctl_server::{GpuReading, ReadGpus};
+use moshi_ctl_server::{ApiKey, Credentials, GpuReading, ReadCredentials, ReadGpus, TlsFiles};
 use pyo3::prelude::*;
 
-use crate::errors::{usage_error, worker_error};
+use crate::errors::{message_of, usage_error, worker_error};
 use crate::load_config;
 use crate::precision::named;
 
@@ -27,13 +27,14 @@ pub(crate) struct Decision {
 
 /// Serves a configuration until SIGINT or SIGTERM. `files` maps the file strings of the
 /// configuration to the local paths found for them. `decisions` say for each module where it runs,
-/// how, and with how many lanes at most; `api_keys` replace those of the configuration,
-/// and tokens signed by `jwt_secret` are keys beside those. `warmup` replaces what the configuration
-/// says of it; `gpu_readings` tells how the cards are, and is called every few seconds.
+/// how, and with how many lanes at most. `read_keys` says which keys hold beside or instead of the
+/// configuration's, now and at every SIGHUP. `tls_cert` and `tls_key` are given together or not at
+/// all. `warmup` replaces what the configuration says of it; `gpu_readings` tells how the cards are,
+/// and is called every few seconds.
 #[pyfunction]
 #[pyo3(signature = (
-    config_path, *, addr, port, threads, decisions, files, api_keys,
-    jwt_secret, warmup, gpu_readings
+    config_path, *, addr, port, threads, decisions, files, read_keys,
+    tls_cert, tls_key, warmup, gpu_readings
 ))]
 // One parameter per command line option; Python's keywords keep them apart.
 #[allow(clippy::too_many_arguments)]
@@ -45,8 +46,9 @@ pub(crate) fn serve(
     threads: Option<usize>,
     decisions: BTreeMap<String, Decision>,
     files: BTreeMap<String, PathBuf>,
-    api_keys: Option<Vec<String>>,
-    jwt_secret: Option<String>,
+    read_keys: Py<PyAny>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
     warmup: Option<bool>,
     gpu_readings: Option<Py<PyAny>>,
 ) -> PyResult<()> {
@@ -75,21 +77,59 @@ pub(crate) fn serve(
         module.device = Some(device(py, &decision.device)?);
     }
     let read_gpus = gpu_readings.map(read_gpus);
-    let options = WorkerOptions { addr, port, api_keys, jwt_secret, read_gpus };
+    let tls = match (tls_cert, tls_key) {
+        (Some(cert), Some(key)) => Some(TlsFiles { cert, key }),
+        (None, None) => None,
+        _ => {
+            let message = "a certificate and its key go together, and one of them is missing";
+            return Err(usage_error(py, message, "give both --tls-cert and --tls-key, or none"));
+        }
+    };
+    let credentials = credentials(config_path, read_keys);
+    let options = WorkerOptions { addr, port, credentials, tls, read_gpus };
     let on_cpu = |module: &AsrModule| module.device == Some(DeviceName::Cpu);
     let models_on_cpu = config.modules.values().filter(|module| on_cpu(module.asr())).count();
     let real_time = config.sizing.real_time;
     let load =
         move |name: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
             let model = load_what_fits(spec(module, threads))?;
-            if real_time && on_cpu(module) {
+            let model: Box<dyn StreamingModel> = if real_time && on_cpu(module) {
                 let wish = wishes.get(name).copied();
-                return Ok(Box::new(RealTimeModel { model, models: models_on_cpu, wish }));
-            }
-            Ok(Box::new(model))
+                Box::new(RealTimeModel { model, models: models_on_cpu, wish })
+            } else {
+                Box::new(model)
+            };
+            #[cfg(feature = "faults")]
+            let model = crate::faults::injected(model)?;
+            Ok(model)
         };
     py.detach(|| worker::run(config, options, Box::new(load)))
         .map_err(|error| worker_error(py, &error))
+}
+
+/// What Python says of the keys.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+struct PythonKeys {
+    /// Names and keys; none: those of the configuration hold.
+    api_keys: Option<Vec<(String, String)>>,
+    jwt_secret: Option<String>,
+}
+
+/// Asks Python for the keys and, where it has none, the configuration's file.
+fn credentials(config_path: PathBuf, read_keys: Py<PyAny>) -> ReadCredentials {
+    Box::new(move || {
+        let read = Python::attach(|py| {
+            let keys = read_keys.call0(py)?.extract::<PythonKeys>(py)?;
+            let api_keys = match keys.api_keys {
+                Some(keys) => keys.iter().map(|(name, key)| ApiKey::new(name, key)).collect(),
+                None => load_config(py, &config_path)?.authorized_ids,
+            };
+            Ok(Credentials { keys: api_keys, jwt_secret: keys.jwt_secret })
+        });
+        // Python's errors of ours repeat no key; of others nothing is said.
+        read.map_err(|error: PyErr| message_of(&error))
+    })
 }
 
 /// What Python says of a card.

@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
+use crate::body::Bodies;
 use crate::config::ModuleConfig;
+use crate::connections::Connections;
 use crate::gpu::GpuWatch;
+use crate::keys::Keys;
 use crate::lanes::{Lanes, Visitor};
-use crate::limits::Patience;
+use crate::limits::Limits;
 use crate::metrics::{Metrics, ModuleMetrics, SessionKind};
-use crate::secret::KeyRing;
+use crate::session::SHUTTING_DOWN;
 
 /// A model being served.
 pub(crate) struct Module {
@@ -28,10 +31,12 @@ impl Module {
 /// What the routes of one server share.
 pub(crate) struct App {
     pub(crate) modules: Vec<Arc<Module>>,
-    pub(crate) keys: KeyRing,
-    pub(crate) metrics: Metrics,
+    pub(crate) keys: Keys,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) gpus: GpuWatch,
-    pub(crate) patience: Patience,
+    pub(crate) limits: Limits,
+    pub(crate) bodies: Bodies,
+    pub(crate) connections: Arc<Connections>,
     /// Whether the server is ending.
     pub(crate) going_away: watch::Sender<bool>,
     /// Sessions that are not over.
@@ -48,15 +53,32 @@ impl App {
         Visitor { session: self.visitors.fetch_add(1, Ordering::Relaxed) + 1, kind }
     }
 
+    /// Whether the server was told to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        *self.going_away.borrow()
+    }
+
     /// Why the server cannot be used any more, if so.
     pub(crate) fn dead(&self) -> Vec<String> {
         self.modules.iter().filter_map(|module| module.lanes.over()).collect()
     }
 
-    /// Why the server should get no new sessions, if so.
-    pub(crate) fn unready(&self) -> Vec<String> {
-        let ending = self.going_away.borrow().then(|| "the server is shutting down".to_string());
+    /// Why the server is not what it should be, if so: it is dead, or ending.
+    pub(crate) fn leaving(&self) -> Vec<String> {
+        let ending = self.is_ending().then(|| SHUTTING_DOWN.to_string());
         self.dead().into_iter().chain(ending).collect()
+    }
+
+    /// Why the server should get no new sessions at the moment, if so.
+    pub(crate) fn unready(&self) -> Vec<String> {
+        let overloaded = self.modules.iter().filter_map(|module| {
+            let standing = module.lanes.standing();
+            let lag_s = standing.lag.as_secs_f64();
+            standing.overloaded.then(|| {
+                format!("module {} is overloaded: streams lag {lag_s:.1} s behind", module.name)
+            })
+        });
+        self.leaving().into_iter().chain(overloaded).collect()
     }
 }
 
@@ -75,6 +97,11 @@ impl Presence {
     pub(crate) fn enter(&self) -> Present {
         self.0.send_modify(|present| *present += 1);
         Present(self.0.clone())
+    }
+
+    /// How many are there.
+    pub(crate) fn count(&self) -> usize {
+        *self.0.borrow()
     }
 
     /// Waits until nobody is there.

@@ -2,10 +2,13 @@
 
 mod app;
 mod audio_file;
+mod body;
 mod build_info;
 mod close_code;
 pub mod config;
+mod connections;
 mod gpu;
+mod keys;
 mod lanes;
 mod limits;
 mod lock;
@@ -26,11 +29,15 @@ mod scrape;
 mod secret;
 mod session;
 mod signals;
+mod tls;
 mod token;
 mod tokenizer;
 mod transcript;
+mod watchdog;
 pub mod worker;
 
 pub use gpu::{GpuReading, ReadGpus};
+pub use keys::{Credentials, ReadCredentials};
 pub use metrics::metrics_table;
-pub use secret::ApiKey;
+pub use secret::{ApiKey, KeyError};
+pub use tls::TlsFiles;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use std::sync::Arc;
 
 use crate::lanes::{Arrivals, Lanes, Visitor};
+use crate::limits::Limits;
 use crate::metrics::{Metrics, SessionKind};
 use crate::tokenizer::TextDecoder;
 
@@ -29,7 +30,8 @@ const WORD_FRAMES: u64 = 12;
 pub fn metrics_of_steps(lanes: usize, steps: usize) -> Vec<Duration> {
     let metrics = Metrics::new().expect("metrics");
     let module = metrics.module("asr");
-    let mut arrivals: Vec<Arrivals> = (0..lanes).map(|_| Arrivals::default()).collect();
+    let mut arrivals: Vec<Arrivals> =
+        (0..lanes).map(|_| Arrivals::new(Limits::default().arrivals())).collect();
     for _ in 0..lanes {
         module.session_began(SessionKind::Stream);
     }
@@ -61,7 +63,13 @@ pub fn metrics_of_steps(lanes: usize, steps: usize) -> Vec<Duration> {
 #[expect(clippy::expect_used, reason = "a measurement that cannot be made has no result")]
 pub fn scrapes(lanes: usize, scrapes: usize) -> Vec<Duration> {
     let metrics = Metrics::new().expect("metrics");
-    let module = Arc::new(Lanes::new(lanes, 0, TextDecoder::default(), metrics.module("asr")));
+    let module = Arc::new(Lanes::new(
+        lanes,
+        0,
+        &Limits::default(),
+        TextDecoder::default(),
+        metrics.module("asr"),
+    ));
     let visitor = |session| Visitor { session, kind: SessionKind::Stream };
     let _seats: Vec<_> =
         (0..lanes as u64).map(|session| module.join(visitor(session)).expect("a lane")).collect();

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::app::Present;
 use crate::lanes::{Lanes, Turn};
+use crate::limits::Limits;
 use crate::metrics::ModuleMetrics;
 use crate::tokenizer::TextDecoder;
 
@@ -35,6 +36,7 @@ pub(crate) struct ModelThread {
     pub(crate) warmup: bool,
     /// Frames between a sound and the text for it.
     pub(crate) delay: usize,
+    pub(crate) limits: Limits,
     pub(crate) text: TextDecoder,
     pub(crate) metrics: ModuleMetrics,
     /// Told when the model fails after it was ready.
@@ -62,7 +64,8 @@ impl ModelThread {
         ready: oneshot::Sender<Result<Arc<Lanes>, ModelError>>,
     ) {
         // Bound before the model, so dropped after it.
-        let Self { module, warmup, delay, text, metrics, failures, present: _present } = self;
+        let Self { module, warmup, delay, limits, text, metrics, failures, present: _present } =
+            self;
         let prepared = tracing::info_span!("model", module)
             .in_scope(|| guarded(|| prepare(warmup, &metrics, load)));
         let mut model = match prepared {
@@ -70,7 +73,7 @@ impl ModelThread {
             // Nobody listening means that the start was given up.
             Err(error) => return drop(ready.send(Err(error))),
         };
-        let lanes = Arc::new(Lanes::new(model.lanes(), delay, text, metrics.clone()));
+        let lanes = Arc::new(Lanes::new(model.lanes(), delay, &limits, text, metrics.clone()));
         if ready.send(Ok(Arc::clone(&lanes))).is_err() {
             return;
         }
@@ -139,13 +142,13 @@ fn serve(
     let mut turn = Turn::default();
     while let Some(next) = lanes.next_turn(turn) {
         turn = next;
+        let step = metrics.step();
         for lane in turn.resets() {
             model.reset(lane, fresh_seed())?;
         }
         lanes.were_reset(&turn);
         let frames = turn.frames();
         if !frames.is_empty() {
-            let step = metrics.step();
             let steps = checked_step(model, &frames)?;
             step.done(frames.len());
             drop(frames);

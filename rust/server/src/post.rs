@@ -11,6 +11,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::audio_file::{self, AudioFileError};
+use crate::body::BodyError;
 use crate::close_code;
 use crate::lanes::{Close, JoinError, Lanes, Seat, Visitor};
 use crate::limits;
@@ -25,8 +26,8 @@ const DECODED_AHEAD: usize = 8;
 pub(crate) enum PostError {
     #[error("the body is empty; send the bytes of an audio file")]
     EmptyBody,
-    #[error("the body is over {} MB, or broke off", limits::MAX_POST_BYTES >> 20)]
-    Body,
+    #[error(transparent)]
+    Body(#[from] BodyError),
     #[error(transparent)]
     File(#[from] AudioFileError),
     /// As [`PostError::File`], but only found out when a lane was taken already.
@@ -45,7 +46,7 @@ impl PostError {
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::EmptyBody | Self::File(_) => Some(Refusal::BadAudio),
-            Self::Body => Some(Refusal::TooLarge),
+            Self::Body(error) => Some(error.refusal()),
             Self::Join(error) => Some(error.refusal()),
             Self::Broken(_) | Self::Ended { .. } | Self::Decoder => None,
         }
@@ -56,7 +57,7 @@ impl IntoResponse for PostError {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::EmptyBody => StatusCode::BAD_REQUEST,
-            Self::Body => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Body(error) => error.status(),
             Self::File(AudioFileError::Unknown(_)) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::File(_) | Self::Broken(_) => StatusCode::BAD_REQUEST,
             Self::Join(_) => StatusCode::SERVICE_UNAVAILABLE,
@@ -66,10 +67,19 @@ impl IntoResponse for PostError {
             Self::Ended { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Decoder => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let retry_after = matches!(self, Self::Join(JoinError::Full))
-            .then(|| [(header::RETRY_AFTER, limits::POST_RETRY_AFTER_S.to_string())]);
+        let try_again = match &self {
+            Self::Join(error) => !matches!(error, JoinError::Unavailable(_)),
+            Self::Body(error) => matches!(error, BodyError::Busy),
+            _ => false,
+        };
+        let retry_after = try_again.then(retry_after);
         (status, retry_after, Json(json!({ "error": self.to_string() }))).into_response()
     }
+}
+
+/// When somebody who was refused should try again.
+pub(crate) fn retry_after() -> [(header::HeaderName, String); 1] {
+    [(header::RETRY_AFTER, limits::RETRY_AFTER_S.to_string())]
 }
 
 /// The words of an audio file, as the messages a stream would have got.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{ConnectInfo, Query, State};
@@ -11,27 +12,26 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tower_http::services::ServeDir;
 use tracing::{Instrument, Span, field};
 
 use crate::app::{App, Module};
+use crate::body::discard;
 use crate::build_info::build_info;
-use crate::lanes::{JoinError, Visitor};
-use crate::limits::{MAX_MESSAGE_READ_BYTES, MAX_POST_BYTES};
+use crate::keys::{KEY_HEADER, KeyQuery, KeyUse};
+use crate::lanes::{JoinError, Seat, Visitor};
+use crate::limits::POST_LANE_WAIT;
 use crate::logging::traces::adopt_parent;
 use crate::metrics::{Label, Refusal, SessionKind};
-use crate::post::{PostError, transcribe};
+use crate::post::{PostError, retry_after, transcribe};
 use crate::protocol::OutMsg;
-use crate::{close_code, scrape, session};
+use crate::session::{self, SHUTTING_DOWN};
+use crate::{close_code, scrape};
 
 /// Paths of the server's own routes, which no module can have.
 pub(crate) const BUILT_IN_PATHS: [&str; 5] =
     ["/api/build_info", "/api/modules_info", "/metrics", "/health/live", "/health/ready"];
-
-/// Where a key is looked for first.
-const KEY_HEADER: &str = "kyutai-api-key";
 
 type Shared = State<Arc<App>>;
 type SharedModule = State<(Arc<App>, Arc<Module>)>;
@@ -56,7 +56,7 @@ pub(crate) fn router(app: Arc<App>, static_dir: &str) -> Router {
 }
 
 async fn get_build_info(State(app): Shared) -> Response {
-    match app.unready() {
+    match app.leaving() {
         reasons if reasons.is_empty() => Json(build_info()).into_response(),
         reasons => unavailable(&reasons),
     }
@@ -105,36 +105,43 @@ fn unavailable(reasons: &[String]) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
-/// Browsers cannot set headers on a WebSocket, so the key may be in the query.
-#[derive(Default, Deserialize)]
-struct KeyQuery {
-    auth_id: Option<String>,
-}
-
-fn has_key(app: &App, headers: &HeaderMap, query: Option<&KeyQuery>) -> bool {
-    let key = match headers.get(KEY_HEADER) {
-        Some(header) => header.to_str().ok(),
-        None => query.and_then(|query| query.auth_id.as_deref()),
-    };
-    app.keys.admits(key)
-}
-
 fn unauthorized() -> Response {
     let error = format!("a valid key is needed, in the header {KEY_HEADER} or as ?auth_id=");
     (StatusCode::UNAUTHORIZED, Json(json!({ "error": error }))).into_response()
+}
+
+type MaybeQuery = Result<Query<KeyQuery>, QueryRejection>;
+
+/// Who asks, if they have a key that holds and not too many sessions already.
+fn admit(
+    app: &App,
+    module: &Module,
+    headers: &HeaderMap,
+    query: MaybeQuery,
+) -> Result<KeyUse, Response> {
+    let query = query.ok().map(|Query(query)| query);
+    let Some(key) = app.keys.owner(headers, query.as_ref()) else {
+        module.metrics().refused(Refusal::Unauthorized);
+        return Err(unauthorized());
+    };
+    app.keys.enter(key).ok_or_else(|| {
+        module.metrics().refused(Refusal::TooMany);
+        let error = json!({ "error": "this key has as many sessions as it may have" });
+        (StatusCode::TOO_MANY_REQUESTS, retry_after(), Json(error)).into_response()
+    })
 }
 
 async fn stream(
     State((app, module)): SharedModule,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
-    query: Result<Query<KeyQuery>, axum::extract::rejection::QueryRejection>,
+    query: MaybeQuery,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
-    if !has_key(&app, &headers, query.ok().map(|Query(query)| query).as_ref()) {
-        module.metrics().refused(Refusal::Unauthorized);
-        return unauthorized();
-    }
+    let key = match admit(&app, &module, &headers, query) {
+        Ok(key) => key,
+        Err(refusal) => return refusal,
+    };
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
         Err(rejection) => {
@@ -144,44 +151,55 @@ async fn stream(
     };
     app.metrics.connect.inc();
     let visitor = app.visitor(SessionKind::Stream);
-    let span = session_span(&module, visitor, &headers);
+    let span = session_span(&module, visitor, &key, &headers);
     let present = app.sessions.enter();
-    upgrade
-        .max_message_size(MAX_MESSAGE_READ_BYTES)
-        .max_frame_size(MAX_MESSAGE_READ_BYTES)
-        .write_buffer_size(0)
-        .on_upgrade(async move |socket| {
-            let (patience, going_away) = (app.patience, app.going_away.subscribe());
+    let most = app.limits.message_read_bytes();
+    upgrade.max_message_size(most).max_frame_size(most).write_buffer_size(0).on_upgrade(
+        async move |socket| {
+            let limits = &app.limits;
             let session = async {
-                match module.lanes.join(visitor) {
+                match join(&app, &module, visitor) {
                     Ok(seat) => {
                         Span::current().record("lane", seat.lane());
                         tracing::info!(%peer, "session begins");
-                        session::serve(socket, seat, patience, going_away).await;
+                        app.metrics.key_session(&key.name);
+                        session::serve(socket, seat, limits, app.going_away.subscribe()).await;
                     }
                     Err(error) => {
                         tracing::warn!(%peer, "session refused: {error}");
                         module.metrics().refused(error.refusal());
                         let code = match error {
-                            JoinError::Full => close_code::TRY_AGAIN_LATER,
+                            JoinError::Full | JoinError::Overloaded { .. } => {
+                                close_code::TRY_AGAIN_LATER
+                            }
                             JoinError::Unavailable(_) => close_code::GOING_AWAY,
                         };
-                        session::refuse(socket, &error.to_string(), code, patience).await;
+                        session::refuse(socket, &error.to_string(), code, limits).await;
                     }
                 }
             };
             session.instrument(span).await;
             drop(present);
-        })
+        },
+    )
+}
+
+/// A lane, unless the server is ending.
+fn join(app: &App, module: &Module, visitor: Visitor) -> Result<Seat, JoinError> {
+    if app.is_ending() {
+        return Err(JoinError::Unavailable(SHUTTING_DOWN.into()));
+    }
+    module.lanes.join(visitor)
 }
 
 /// What everything that is logged about a session belongs to.
-fn session_span(module: &Module, visitor: Visitor, headers: &HeaderMap) -> Span {
+fn session_span(module: &Module, visitor: Visitor, key: &KeyUse, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         "session",
         id = visitor.session,
         module = module.name,
         kind = visitor.kind.value(),
+        key = &*key.name,
         lane = field::Empty
     );
     adopt_parent(&span, headers);
@@ -192,25 +210,34 @@ async fn file(
     State((app, module)): SharedModule,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
-    query: Result<Query<KeyQuery>, axum::extract::rejection::QueryRejection>,
+    query: MaybeQuery,
     body: Body,
 ) -> Response {
     // Before the body is read: nobody without a key makes the server hold 100 MB.
-    if !has_key(&app, &headers, query.ok().map(|Query(query)| query).as_ref()) {
-        module.metrics().refused(Refusal::Unauthorized);
-        return unauthorized();
-    }
+    let key = match admit(&app, &module, &headers, query) {
+        Ok(key) => key,
+        Err(refusal) => {
+            discard(body);
+            return refusal;
+        }
+    };
+    let present = app.sessions.enter();
     let visitor = app.visitor(SessionKind::File);
-    let span = session_span(&module, visitor, &headers);
+    let span = session_span(&module, visitor, &key, &headers);
     let answer = async {
         tracing::info!(%peer, "a file comes in");
-        let body = axum::body::to_bytes(body, MAX_POST_BYTES).await.map_err(|_| PostError::Body)?;
-        module.metrics().received(body.len());
-        let words = transcribe(&module.lanes, visitor, body).await?;
+        if let Err(error) = wait_for_a_lane(&app, &module).await {
+            discard(body);
+            return Err(error.into());
+        }
+        let body = app.bodies.receive(body, &app.limits).await?;
+        module.metrics().received(body.bytes.len());
+        app.metrics.key_session(&key.name);
+        let words = transcribe(&module.lanes, visitor, body.bytes.clone()).await?;
         tracing::info!(messages = words.len(), "the file is transcribed");
         Ok::<_, PostError>(words)
     };
-    match answer.instrument(span.clone()).await {
+    let answer = match answer.instrument(span.clone()).await {
         Ok(words) => transcript(&module, &words),
         Err(error) => {
             tracing::warn!(parent: &span, "no transcript: {error}");
@@ -219,7 +246,17 @@ async fn file(
             }
             error.into_response()
         }
+    };
+    drop(present);
+    answer
+}
+
+/// Makes sure that a lane is free, so that no body is read that nobody will process.
+async fn wait_for_a_lane(app: &App, module: &Module) -> Result<(), JoinError> {
+    if app.is_ending() {
+        return Err(JoinError::Unavailable(SHUTTING_DOWN.into()));
     }
+    module.lanes.free_within(POST_LANE_WAIT).await
 }
 
 fn transcript(module: &Module, words: &[OutMsg]) -> Response {

@@ -23,6 +23,10 @@ pub(crate) fn render(app: &App) -> Result<(String, Vec<u8>), prometheus::Error> 
 fn look_at_the_server(app: &App, metrics: &LookedUp) {
     let ready = if app.unready().is_empty() { 1.0 } else { 0.0 };
     metrics.set(catalogue::READY, &[], ready);
+    metrics.set(catalogue::CONNECTIONS, &[], app.connections.open() as f64);
+    for (key, open) in app.keys.sessions() {
+        metrics.set(catalogue::KEY_OPEN, &[&key], open as f64);
+    }
     let info = build_info();
     let built = ["version", "git_hash", "rustc_version", "cargo_target_triple"]
         .map(|fact| info[fact].as_str().unwrap_or_default());
@@ -36,11 +40,12 @@ fn look_at_the_server(app: &App, metrics: &LookedUp) {
 /// Gives how many of its lanes are in use.
 fn look_at_a_module(module: &Module, metrics: &LookedUp) -> usize {
     let standing = module.lanes.standing();
-    let running = module.metrics().step_running().unwrap_or_default();
+    let running = module.metrics().step_began().map(|began| began.elapsed()).unwrap_or_default();
     for (metric, value) in [
         (catalogue::LANES, standing.offered as f64),
         (catalogue::LANES_USED, standing.used as f64),
         (catalogue::MODEL_LOOP_ALIVE, f64::from(u8::from(standing.alive))),
+        (catalogue::OVERLOADED, f64::from(u8::from(standing.overloaded))),
         (catalogue::STEP_RUNNING, running.as_secs_f64()),
         (catalogue::LAG, standing.lag.as_secs_f64()),
         (catalogue::BACKLOG, standing.backlog_s),

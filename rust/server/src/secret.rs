@@ -1,30 +1,85 @@
 //! Keys, and how they are compared without telling anything about them.
 
-use serde::Deserialize;
-use subtle::{Choice, ConstantTimeEq};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use crate::token::TokenVerifier;
 
-/// An API key. It never shows in debug output and cannot be serialized.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct ApiKey(String);
+/// Whoever comes with a token.
+const TOKEN: &str = "token";
+/// Whoever comes to a server that asks for no key.
+const NOBODY: &str = "none";
+/// Longest name of a key.
+const NAME_CHARACTERS: usize = 64;
+
+/// An API key and the name it has in logs and metrics. The key itself is not kept, only its SHA-256
+/// hash: all comparisons are over 32 bytes, and no memory dump shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    name: Arc<str>,
+    digest: [u8; 32],
+}
+
+/// Why a list of keys cannot be used. No key is ever in it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// There is nothing where a key should be.
+    #[error("holds an empty key, at place {0}")]
+    Empty(usize),
+    /// Two keys could not be told apart in logs and metrics.
+    #[error("holds two keys called `{0}`")]
+    SameName(Arc<str>),
+    /// One would never be seen.
+    #[error("holds the same key as `{0}` and as `{1}`")]
+    SameKey(Arc<str>, Arc<str>),
+}
 
 impl ApiKey {
-    /// A key with these characters.
-    pub fn new(key: impl Into<String>) -> Self {
-        Self(key.into())
+    /// The key `key`, called `name`.
+    pub fn new(name: &str, key: &str) -> Self {
+        Self { name: name.into(), digest: Sha256::digest(key).into() }
     }
 
-    /// Whether the key has no characters at all.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// The keys of a list of `name:key` and of keys alone, which are called `key-N` by their place.
+    ///
+    /// # Errors
+    /// When a key is empty, or two are the same or called the same.
+    pub fn parse_all(list: &[String]) -> Result<Vec<Self>, KeyError> {
+        let mut keys: Vec<Self> = Vec::with_capacity(list.len());
+        for (place, text) in (1..).zip(list) {
+            let by_place = || (format!("key-{place}"), text.as_str());
+            let (name, key) = match text.split_once(':') {
+                Some((name, key)) if is_name(name) => (name.to_string(), key),
+                _ => by_place(),
+            };
+            if key.is_empty() {
+                return Err(KeyError::Empty(place));
+            }
+            let key = Self::new(&name, key);
+            for other in &keys {
+                if other.name == key.name {
+                    return Err(KeyError::SameName(key.name));
+                }
+                if other.digest == key.digest {
+                    return Err(KeyError::SameKey(Arc::clone(&other.name), key.name));
+                }
+            }
+            keys.push(key);
+        }
+        Ok(keys)
     }
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    (1..=NAME_CHARACTERS).contains(&name.len()) && name.chars().all(allowed)
 }
 
 impl std::fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("ApiKey(…)")
+        write!(f, "ApiKey({})", self.name)
     }
 }
 
@@ -45,17 +100,33 @@ impl KeyRing {
         self.keys.is_empty() && self.tokens.is_none()
     }
 
-    /// Whether `candidate` opens a module. Looks at every key and every byte whatever it finds,
-    /// so the time taken tells no more than a key's length.
-    pub(crate) fn admits(&self, candidate: Option<&str>) -> bool {
+    /// The names of the plain keys.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().map(|key| &*key.name)
+    }
+
+    /// Whether tokens open it.
+    pub(crate) fn takes_tokens(&self) -> bool {
+        self.tokens.is_some()
+    }
+
+    /// The name of whom `candidate` lets in. Looks at every key and every byte whatever it finds, so
+    /// the time taken tells nothing about the keys but how many there are.
+    pub(crate) fn owner(&self, candidate: Option<&str>) -> Option<Arc<str>> {
         if self.is_empty() {
-            return true;
+            return Some(NOBODY.into());
         }
-        let Some(candidate) = candidate else { return false };
-        let found = self.keys.iter().fold(Choice::from(0), |found, key| {
-            found | key.0.as_bytes().ct_eq(candidate.as_bytes())
-        });
-        bool::from(found) || self.admits_token(candidate)
+        let candidate = candidate?;
+        let digest: [u8; 32] = Sha256::digest(candidate).into();
+        let mut found = u64::MAX;
+        for (index, key) in (0..).zip(&self.keys) {
+            found.conditional_assign(&index, key.digest.ct_eq(&digest));
+        }
+        let found = usize::try_from(found).ok().and_then(|found| self.keys.get(found));
+        match found {
+            Some(key) => Some(Arc::clone(&key.name)),
+            None => self.admits_token(candidate).then(|| TOKEN.into()),
+        }
     }
 
     fn admits_token(&self, candidate: &str) -> bool {
@@ -85,29 +156,77 @@ mod tests {
 
     const SECRET: &str = "a secret of thirty-two bytes or more";
 
+    impl KeyRing {
+        fn admits(&self, candidate: Option<&str>) -> bool {
+            self.owner(candidate).is_some()
+        }
+    }
+
+    fn parsed(list: &[&str]) -> Result<Vec<ApiKey>, KeyError> {
+        ApiKey::parse_all(&list.iter().map(ToString::to_string).collect::<Vec<_>>())
+    }
+
     #[test]
-    fn only_a_whole_key_opens() {
-        let ring = KeyRing::new(vec![ApiKey::new("first"), ApiKey::new("second")], None);
-        for good in ["first", "second"] {
-            assert!(ring.admits(Some(good)));
+    fn only_a_whole_key_opens_and_says_whose_it_is() {
+        let ring = KeyRing::new(parsed(&["first", "phone:second", "a b:c"]).unwrap(), None);
+        for (good, name) in [("first", "key-1"), ("second", "phone"), ("a b:c", "key-3")] {
+            assert_eq!(ring.owner(Some(good)).as_deref(), Some(name));
         }
-        for bad in [None, Some(""), Some("firs"), Some("first "), Some("First")] {
-            assert!(!ring.admits(bad), "{bad:?}");
+        for bad in ["", "firs", "first ", "First", "phone:second", "phone", "c"] {
+            assert!(!ring.admits(Some(bad)), "{bad:?}");
         }
+        assert!(!ring.admits(None));
+        assert_eq!(KeyRing::default().owner(None).as_deref(), Some("none"));
+    }
+
+    #[test]
+    fn lists_of_keys_that_cannot_be_used() {
+        let same = |name: &str| KeyError::SameName(name.into());
+        for (list, error) in [
+            (&[""][..], KeyError::Empty(1)),
+            (&["one", "phone:"], KeyError::Empty(2)),
+            (&["a:one", "a:two"], same("a")),
+            (&["one", "key-1:two"], same("key-1")),
+            (&["a:one", "b:one"], KeyError::SameKey("a".into(), "b".into())),
+            (&["one", "two", "one"], KeyError::SameKey("key-1".into(), "key-3".into())),
+        ] {
+            assert_eq!(parsed(list).unwrap_err(), error);
+            assert!(!error.to_string().contains("one"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_time_to_refuse_does_not_tell_where_a_key_is_wrong() {
+        // Long, so that a comparison that stops at the first difference is a thousand times faster.
+        let key = "k".repeat(1 << 16);
+        let ring =
+            KeyRing::new(vec![ApiKey::new("long", &key), ApiKey::new("other", "other")], None);
+        let wrong_first = format!("x{}", &key[1..]);
+        let wrong_last = format!("{}x", &key[1..]);
+        let mut ratios: Vec<f64> = Vec::new();
+        for _ in 0..101 {
+            let [first, last] = [&wrong_first, &wrong_last].map(|candidate| {
+                let began = std::time::Instant::now();
+                assert!(!std::hint::black_box(&ring).admits(Some(candidate)));
+                began.elapsed().as_secs_f64()
+            });
+            ratios.push(last / first);
+        }
+        ratios.sort_by(f64::total_cmp);
+        assert!((0.5..2.0).contains(&ratios[50]), "{ratios:?}");
     }
 
     #[test]
     fn debug_output_hides_the_key() {
         let tokens = TokenVerifier::new(b"canary");
-        let ring = KeyRing::new(vec![ApiKey::new("canary")], Some(tokens));
+        let ring = KeyRing::new(vec![ApiKey::new("name", "canary")], Some(tokens));
         assert!(!format!("{ring:?}").contains("canary"));
         // The secret's bytes do not show either.
         assert!(!format!("{ring:?}").contains("99"));
     }
 
     fn ring(keys: &[&str]) -> KeyRing {
-        let keys = keys.iter().map(|&key| ApiKey::new(key)).collect();
-        KeyRing::new(keys, Some(TokenVerifier::new(SECRET.as_bytes())))
+        KeyRing::new(parsed(keys).unwrap(), Some(TokenVerifier::new(SECRET.as_bytes())))
     }
 
     #[test]
@@ -122,7 +241,7 @@ mod tests {
         assert!(ring(&["first"]).admits(Some("first")));
         assert!(!ring(&[]).admits(Some("first")));
         assert!(!ring(&[]).admits(Some(SECRET)));
-        assert!(!KeyRing::new(vec![ApiKey::new("first")], None).admits(Some(&token)));
+        assert!(!KeyRing::new(parsed(&["first"]).unwrap(), None).admits(Some(&token)));
     }
 
     #[test]

@@ -8,15 +8,18 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes};
 use bytes::Bytes;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
 
 use crate::app::until_going_away;
 use crate::close_code;
 use crate::lanes::{Close, Ended, Seat};
-use crate::limits::{CLOSE_HANDSHAKE, MAX_MESSAGE_BYTES, Patience};
+use crate::limits::{CLOSE_HANDSHAKE, IN_FLIGHT, Limits};
 use crate::metrics::{Label, SessionEnd};
 use crate::ogg_opus::OggOpusDecoder;
 use crate::protocol::{self, DecodeError, InMsg, OutMsg};
+
+/// What is said to whom a server that ends does not serve any further.
+pub(crate) const SHUTTING_DOWN: &str = "the server is shutting down";
 
 /// Why the reading half stopped.
 #[derive(Debug)]
@@ -48,7 +51,7 @@ enum WriteEnd {
 pub(crate) async fn serve<S, E>(
     socket: S,
     seat: Seat,
-    patience: Patience,
+    limits: &Limits,
     going_away: watch::Receiver<bool>,
 ) where
     S: Stream<Item = Result<Message, E>> + Sink<Message>,
@@ -57,9 +60,10 @@ pub(crate) async fn serve<S, E>(
     let (mut sink, mut stream) = socket.split();
     let mut refusal = None;
     let end = {
-        let read = read(&mut stream, &seat, patience);
-        let write = write(&mut sink, &seat, patience);
-        tokio::pin!(read, write);
+        let read = read(&mut stream, &seat, limits);
+        let write = write(&mut sink, &seat, limits);
+        let last_words = until_gone_and_heard(going_away);
+        tokio::pin!(read, write, last_words);
         tokio::select! {
             end = &mut read => match end {
                 ReadEnd::PeerLeft(end) => WriteEnd::Broken(end, "the peer left"),
@@ -71,9 +75,8 @@ pub(crate) async fn serve<S, E>(
                 }
             },
             end = &mut write => end,
-            () = until_going_away(going_away) => {
-                let reason = "the server is shutting down";
-                seat.end(None, SessionEnd::Shutdown, close_code::GOING_AWAY, reason);
+            () = &mut last_words => {
+                seat.wind_up(SessionEnd::Shutdown, close_code::GOING_AWAY, SHUTTING_DOWN);
                 write.await
             }
         }
@@ -86,7 +89,7 @@ pub(crate) async fn serve<S, E>(
     // Free before the peer hears of the end: it may be back a moment later.
     seat.leave(counts_as);
     let ended = match end {
-        WriteEnd::Over(close) => send(&mut sink, close_frame(close.code, close.reason), patience)
+        WriteEnd::Over(close) => send(&mut sink, close_frame(close.code, close.reason), limits)
             .await
             .err()
             .map_or("closed", |(_, why)| why),
@@ -97,15 +100,21 @@ pub(crate) async fn serve<S, E>(
     linger(&mut sink, &mut stream).await;
 }
 
+/// Waits until the server is ending, and what peers sent until then is here.
+async fn until_gone_and_heard(going_away: watch::Receiver<bool>) {
+    until_going_away(going_away).await;
+    sleep(IN_FLIGHT).await;
+}
+
 /// Tells a peer that was let in why there is no session for it, and closes.
-pub(crate) async fn refuse<S, E>(socket: S, message: &str, code: u16, patience: Patience)
+pub(crate) async fn refuse<S, E>(socket: S, message: &str, code: u16, limits: &Limits)
 where
     S: Stream<Item = Result<Message, E>> + Sink<Message>,
 {
     let (mut sink, mut stream) = socket.split();
     let error = OutMsg::Error { message: message.to_string() };
     for message in [Message::Binary(binary(&error)), close_frame(code, message.to_string())] {
-        if !matches!(timeout(patience.not_reading, sink.send(message)).await, Ok(Ok(()))) {
+        if send(&mut sink, message, limits).await.is_err() {
             return;
         }
     }
@@ -126,24 +135,25 @@ where
     let _ = timeout(CLOSE_HANDSHAKE, answered).await;
 }
 
-async fn read<T, E>(stream: &mut T, seat: &Seat, patience: Patience) -> ReadEnd
+async fn read<T, E>(stream: &mut T, seat: &Seat, limits: &Limits) -> ReadEnd
 where
     T: Stream<Item = Result<Message, E>> + Unpin,
     E: StdError + 'static,
 {
     let mut opus = OggOpusDecoder::default();
+    let (silent, no_data) = (limits.silent_s.duration(), limits.no_data_s.duration());
     let mut last_data = Instant::now();
     loop {
-        let silent_at = Instant::now() + patience.silent;
-        let no_data_at = last_data + patience.no_data;
+        let silent_at = Instant::now() + silent;
+        let no_data_at = last_data + no_data;
         let message = match timeout_at(silent_at.min(no_data_at), stream.next()).await {
             Err(_) => {
                 let (what, after) = if no_data_at <= silent_at {
-                    ("no data", patience.no_data)
+                    ("no data", no_data)
                 } else {
-                    ("no answer to pings", patience.silent)
+                    ("no answer to pings", silent)
                 };
-                let error = format!("{what} for {} s", after.as_secs());
+                let error = format!("{what} for {} s", after.as_secs_f64());
                 return ReadEnd::Refused { error, end: SessionEnd::Idle, code: close_code::POLICY };
             }
             Ok(Some(Ok(Message::Close(_)))) => return ReadEnd::PeerLeft(SessionEnd::Completed),
@@ -154,7 +164,7 @@ where
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_)))) => continue,
         };
         seat.metrics().received(message.len());
-        if let Err(end) = take(&message, seat, &mut opus).await {
+        if let Err(end) = take(&message, seat, limits, &mut opus).await {
             return end;
         }
         // Only now: waiting for room in the lane is not the peer's silence.
@@ -162,12 +172,15 @@ where
     }
 }
 
-async fn take(bytes: &Bytes, seat: &Seat, opus: &mut OggOpusDecoder) -> Result<(), ReadEnd> {
-    if bytes.len() > MAX_MESSAGE_BYTES {
-        let error = format!(
-            "a message of {} bytes is too long; send at most {MAX_MESSAGE_BYTES}",
-            bytes.len()
-        );
+async fn take(
+    bytes: &Bytes,
+    seat: &Seat,
+    limits: &Limits,
+    opus: &mut OggOpusDecoder,
+) -> Result<(), ReadEnd> {
+    let most = limits.message_mb.bytes();
+    if bytes.len() > most {
+        let error = format!("a message of {} bytes is too long; send at most {most}", bytes.len());
         return Err(refused(error, close_code::TOO_BIG));
     }
     let invalid = |error: String| refused(error, close_code::INVALID_DATA);
@@ -209,17 +222,18 @@ fn broken(error: &(dyn StdError + 'static)) -> ReadEnd {
     ReadEnd::PeerLeft(SessionEnd::Lost)
 }
 
-async fn write<T>(sink: &mut T, seat: &Seat, patience: Patience) -> WriteEnd
+async fn write<T>(sink: &mut T, seat: &Seat, limits: &Limits) -> WriteEnd
 where
     T: Sink<Message> + Unpin,
 {
-    let mut pings = interval_at(Instant::now() + patience.ping_every, patience.ping_every);
+    let ping_every = limits.ping_every_s.duration();
+    let mut pings = interval_at(Instant::now() + ping_every, ping_every);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let (messages, close) = tokio::select! {
             output = seat.output() => output,
             _ = pings.tick() => {
-                if let Err((end, why)) = send(sink, Message::Ping(Bytes::new()), patience).await {
+                if let Err((end, why)) = send(sink, Message::Ping(Bytes::new()), limits).await {
                     return WriteEnd::Broken(end, why);
                 }
                 continue;
@@ -228,7 +242,7 @@ where
         for message in &messages {
             let message = binary(message);
             let bytes = message.len();
-            if let Err((end, why)) = send(sink, Message::Binary(message), patience).await {
+            if let Err((end, why)) = send(sink, Message::Binary(message), limits).await {
                 return WriteEnd::Broken(end, why);
             }
             seat.metrics().sent(bytes);
@@ -243,12 +257,12 @@ where
 async fn send<T>(
     sink: &mut T,
     message: Message,
-    patience: Patience,
+    limits: &Limits,
 ) -> Result<(), (SessionEnd, &'static str)>
 where
     T: Sink<Message> + Unpin,
 {
-    match timeout(patience.not_reading, sink.send(message)).await {
+    match timeout(limits.not_reading_s.duration(), sink.send(message)).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) => Err((SessionEnd::Lost, "the connection broke")),
         Err(_) => Err((SessionEnd::NotReading, "the peer does not read what it is sent")),

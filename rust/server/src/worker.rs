@@ -1,29 +1,32 @@
 //! A server's life: load, warm up, listen, serve, end.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use axum::serve::ListenerExt;
 use moshi_ctl_core::{ModelError, StreamingModel};
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::app::{App, Module, Presence, until_going_away};
+use crate::body::Bodies;
 use crate::config::{AsrModule, Config, ConfigError, ModuleConfig};
+use crate::connections::Connections;
 use crate::gpu::{GpuWatch, ReadGpus};
-use crate::limits::{DRAIN_DEADLINE, FAILURE_GRACE, Patience};
+use crate::keys::{Keys, ReadCredentials};
+use crate::limits::{CLOSE_HANDSHAKE, CUT_BEFORE_END, FAILURE_GRACE, Limits};
 use crate::metrics::Metrics;
 use crate::model_thread::{ModelFailure, ModelThread};
 use crate::port::Port;
 use crate::routes;
-use crate::secret::{ApiKey, KeyRing};
+use crate::session::SHUTTING_DOWN;
 use crate::signals::Signals;
-use crate::token::TokenVerifier;
+use crate::tls::{Certificate, TlsFiles};
 use crate::tokenizer::TextDecoder;
+use crate::watchdog::hanging_step;
 
 pub use crate::build_info::build_info;
 
@@ -33,10 +36,10 @@ pub struct WorkerOptions {
     pub addr: IpAddr,
     /// Port to listen on; 0: any free one.
     pub port: u16,
-    /// Keys that replace the configuration's, if there is at least one.
-    pub api_keys: Option<Vec<String>>,
-    /// Secret of JSON Web Tokens (HS256) that are keys beside the plain ones; blank is none.
-    pub jwt_secret: Option<String>,
+    /// What opens the server; asked again at SIGHUP.
+    pub credentials: ReadCredentials,
+    /// Encrypts connections with this certificate; they are plain without one.
+    pub tls: Option<TlsFiles>,
     /// What asks the machine's cards how they are, every few seconds on a thread of its own; none
     /// without a card.
     pub read_gpus: Option<ReadGpus>,
@@ -110,20 +113,27 @@ pub fn run(config: Config, options: WorkerOptions, load: LoadModel) -> Result<()
         let mut signals = Signals::new().map_err(|error| {
             WorkerError::start(format!("no signal handlers: {error}"), "report this")
         })?;
+        let reload_when_started = Cell::new(false);
         let worker = tokio::select! {
             worker = Worker::start(config, options, load) => worker?,
-            () = signals.next() => return Ok(()),
+            () = signals.until_end(|| reload_when_started.set(true)) => return Ok(()),
         };
-        let stop = worker.stopper();
+        let (stop, reloader) = (worker.stopper(), worker.reloader());
+        if reload_when_started.get() {
+            reloader.reload();
+        }
         let ended = worker.wait();
         tokio::pin!(ended);
         tokio::select! {
             result = &mut ended => return result,
-            () = signals.next() => stop.shut_down(),
+            () = signals.until_end(|| reloader.reload()) => stop.shut_down(),
         }
         tokio::select! {
             result = ended => result,
-            () = signals.next() => Ok(()),
+            () = signals.until_end(|| {}) => {
+                tracing::warn!("ending at once: a second signal");
+                Ok(())
+            }
         }
     });
     if result.is_ok() {
@@ -139,11 +149,17 @@ pub fn run(config: Config, options: WorkerOptions, load: LoadModel) -> Result<()
 pub struct Worker;
 
 /// A server that accepts connections.
-#[derive(Debug)]
 pub struct RunningWorker {
     addr: SocketAddr,
     stop: Stopper,
+    reloader: Reloader,
     supervisor: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl std::fmt::Debug for RunningWorker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunningWorker").field("addr", &self.addr).finish_non_exhaustive()
+    }
 }
 
 /// Ends a [`RunningWorker`].
@@ -157,6 +173,27 @@ impl Stopper {
     }
 }
 
+/// Has a [`RunningWorker`] read its keys and its certificate again.
+#[derive(Clone)]
+pub struct Reloader {
+    app: Arc<App>,
+    certificate: Option<Arc<Certificate>>,
+}
+
+impl Reloader {
+    /// Reads keys and certificate again, on a thread of its own: a disk may hang. What cannot be
+    /// used is logged, and what there was stays.
+    pub fn reload(&self) {
+        let Self { app, certificate } = self.clone();
+        tokio::task::spawn_blocking(move || {
+            app.keys.reload();
+            if let Some(certificate) = certificate {
+                certificate.reload();
+            }
+        });
+    }
+}
+
 impl RunningWorker {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
@@ -166,6 +203,11 @@ impl RunningWorker {
     /// A handle that ends it.
     pub fn stopper(&self) -> Stopper {
         self.stop.clone()
+    }
+
+    /// A handle that has it read its keys and its certificate again.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// [`Stopper::shut_down`].
@@ -195,21 +237,24 @@ impl Worker {
         mut options: WorkerOptions,
         load: LoadModel,
     ) -> Result<RunningWorker, WorkerError> {
-        let keys = keys(&config, &options)?;
+        let limits = config.limits;
         let port = claim_port(&options)?;
+        let certificate = options.tls.take().map(certificate).transpose()?;
+        let keys = keys(&limits, options.addr, options.credentials)?;
         let metrics =
             Metrics::new().map_err(|error| WorkerError::start(error.to_string(), "report this"))?;
         let (failures, failed) = mpsc::unbounded_channel();
         let threads = Presence::new();
         let load = Arc::new(load);
         let mut modules: Vec<Arc<Module>> = Vec::new();
+        let warmup = config.warmup.enabled;
         for (name, module) in config.modules {
             let load = Arc::clone(&load);
-            let warmup = config.warmup.enabled;
             let thread = |text, delay| ModelThread {
                 module: name.clone(),
                 warmup,
                 delay,
+                limits,
                 text,
                 metrics: metrics.module(&name),
                 failures: failures.clone(),
@@ -227,12 +272,16 @@ impl Worker {
                 }
             }
         }
+        let metrics = Arc::new(metrics);
+        let connections = Connections::new(&limits, Arc::clone(&metrics));
         let app = Arc::new(App {
             modules,
             keys,
             metrics,
             gpus: GpuWatch::new(options.read_gpus.take()),
-            patience: Patience::default(),
+            limits,
+            bodies: Bodies::new(&limits),
+            connections: Arc::clone(&connections),
             going_away: watch::Sender::new(false),
             sessions: Presence::new(),
             threads,
@@ -240,28 +289,44 @@ impl Worker {
         });
         let addr = port.addr();
         let listener = port.open().map_err(|error| port_error(addr, &error))?;
-        tracing::info!("listening on http://{addr}");
+        let scheme = if certificate.is_some() { "https" } else { "http" };
+        tracing::info!("listening on {scheme}://{addr}");
         let stop = Stopper(app.going_away.clone());
-        let server = tokio::spawn(serve(listener, Arc::clone(&app), config.static_dir));
-        let supervisor = tokio::spawn(supervise(app, server, failed));
-        Ok(RunningWorker { addr, stop, supervisor })
+        let reloader = Reloader { app: Arc::clone(&app), certificate: certificate.clone() };
+        let follower = certificate.clone().map(|certificate| tokio::spawn(certificate.follow()));
+        let router = routes::router(Arc::clone(&app), &config.static_dir);
+        let closing = watch::Sender::new(false);
+        tokio::spawn(connections.serve(listener, router, certificate, closing.subscribe()));
+        let supervisor = tokio::spawn(async move {
+            let result = supervise(app, failed, warmup, closing).await;
+            if let Some(follower) = follower {
+                follower.abort();
+            }
+            result
+        });
+        Ok(RunningWorker { addr, stop, reloader, supervisor })
     }
 }
 
-fn keys(config: &Config, options: &WorkerOptions) -> Result<KeyRing, WorkerError> {
-    let keys = match &options.api_keys {
-        Some(keys) if !keys.is_empty() => keys.iter().map(ApiKey::new).collect(),
-        _ => config.authorized_ids.clone(),
-    };
-    let secret = options.jwt_secret.as_deref().filter(|secret| !secret.trim().is_empty());
-    let ring = KeyRing::new(keys, secret.map(|secret| TokenVerifier::new(secret.as_bytes())));
-    if ring.is_empty() && !options.addr.is_loopback() {
+fn keys(limits: &Limits, addr: IpAddr, credentials: ReadCredentials) -> Result<Keys, WorkerError> {
+    let sessions_each = limits.connections_per_key.get();
+    let keys =
+        Keys::new(credentials, limits.allow_key_in_query, sessions_each).map_err(|error| {
+            WorkerError::start(error, "correct the keys in .env, the environment or authorized_ids")
+        })?;
+    if keys.is_empty() && !addr.is_loopback() {
         return Err(WorkerError::start(
-            format!("there is no API key, and {} can be reached by others", options.addr),
+            format!("there is no API key, and {addr} can be reached by others"),
             "set MOSHI_API_KEY (in .env or the environment) or authorized_ids, or listen on 127.0.0.1",
         ));
     }
-    Ok(ring)
+    Ok(keys)
+}
+
+fn certificate(files: TlsFiles) -> Result<Arc<Certificate>, WorkerError> {
+    Certificate::load(files)
+        .map(Arc::new)
+        .map_err(|error| WorkerError::start(error.message, error.hint))
 }
 
 fn claim_port(options: &WorkerOptions) -> Result<Port, WorkerError> {
@@ -314,49 +379,75 @@ async fn start_module(
     Ok(Module { name, config, lanes })
 }
 
-async fn serve(listener: TcpListener, app: Arc<App>, static_dir: String) {
-    let ending = until_going_away(app.going_away.subscribe());
-    let service =
-        routes::router(app, &static_dir).into_make_service_with_connect_info::<SocketAddr>();
-    let listener = listener.tap_io(|connection| {
-        // Messages are small and wanted at once; without this the connection still works.
-        let _ = connection.set_nodelay(true);
-    });
-    // `serve` survives every error of a connection and returns no other.
-    let _ = axum::serve(listener, service).with_graceful_shutdown(ending).await;
-}
-
-/// Waits for an end of the server and goes through with it.
+/// Waits for an end of the server and goes through with it. `warm`: whether models were warmed up;
+/// `closing` closes the port and what has no session.
 async fn supervise(
     app: Arc<App>,
-    mut server: JoinHandle<()>,
     mut failed: mpsc::UnboundedReceiver<ModelFailure>,
+    warm: bool,
+    closing: watch::Sender<bool>,
 ) -> Result<(), WorkerError> {
-    let result = tokio::select! {
-        Some(failure) = failed.recv() => {
-            // Long enough for clients and health checks to see what happened.
-            sleep(FAILURE_GRACE).await;
-            app.going_away.send_replace(true);
-            Err(WorkerError::model(&failure.module, failure.error))
-        }
-        () = until_going_away(app.going_away.subscribe()) => {
-            tracing::info!("shutting down");
-            Ok(())
-        }
+    let mut failure = tokio::select! {
+        failure = first_failure(&app, &mut failed, warm) => Some(failure),
+        () = until_going_away(app.going_away.subscribe()) => None,
     };
-    let deadline = Instant::now() + DRAIN_DEADLINE;
-    if timeout_at(deadline, app.sessions.nobody()).await.is_err() {
-        tracing::warn!("some sessions did not end in time");
-    }
+    let deadline = if failure.is_some() {
+        // Long enough for clients, health checks and a scrape to see what happened.
+        sleep(FAILURE_GRACE).await;
+        app.going_away.send_replace(true);
+        Instant::now() + CLOSE_HANDSHAKE / 2
+    } else {
+        tracing::info!(sessions = app.sessions.count(), "shutting down");
+        let deadline = Instant::now() + app.limits.drain_s.duration();
+        failure = drain(&app, &mut failed, warm, deadline - CUT_BEFORE_END).await;
+        deadline
+    };
     for module in &app.modules {
-        module.lanes.shut_down("the server is shutting down");
+        module.lanes.shut_down(SHUTTING_DOWN);
     }
-    if timeout_at(deadline, &mut server).await.is_err() {
-        server.abort();
+    if timeout_at(deadline, app.sessions.nobody()).await.is_err() {
+        tracing::warn!(sessions = app.sessions.count(), "some sessions did not end in time");
     }
-    if timeout_at(deadline, app.threads.nobody()).await.is_err() {
+    closing.send_replace(true);
+    if timeout_at(deadline, app.connections.silence()).await.is_err() {
+        tracing::warn!(connections = app.connections.open(), "some connections are cut");
+    }
+    // A step that hangs or failed is not waited for.
+    if failure.is_none() && timeout_at(deadline, app.threads.nobody()).await.is_err() {
         tracing::warn!("a model is still in the middle of a step");
     }
     app.gpus.stop();
-    result
+    match failure {
+        Some(failure) => Err(WorkerError::model(&failure.module, failure.error)),
+        None => Ok(()),
+    }
+}
+
+/// Waits until a model fails or hangs.
+async fn first_failure(
+    app: &App,
+    failed: &mut mpsc::UnboundedReceiver<ModelFailure>,
+    warm: bool,
+) -> ModelFailure {
+    tokio::select! {
+        Some(failure) = failed.recv() => failure,
+        failure = hanging_step(&app.modules, &app.limits, warm) => failure,
+    }
+}
+
+/// Gives sessions time to end by themselves; says so if a model fails meanwhile.
+async fn drain(
+    app: &App,
+    failed: &mut mpsc::UnboundedReceiver<ModelFailure>,
+    warm: bool,
+    until: Instant,
+) -> Option<ModelFailure> {
+    tokio::select! {
+        () = app.sessions.nobody() => None,
+        failure = first_failure(app, failed, warm) => Some(failure),
+        () = sleep_until(until) => {
+            tracing::warn!(sessions = app.sessions.count(), "cutting sessions: drain_s is over");
+            None
+        }
+    }
 }

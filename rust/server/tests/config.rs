@@ -251,7 +251,7 @@ const WRONG: &[Wrong] = &[
     Wrong { line: "$HOME", new: "$HOEM", key: "log_dir", at: 2, says: "$HOEM", hints: "set HOEM" },
     Wrong { line: "hf://kyutai/stt-1b-en_fr-candle/model.safetensors", new: "hf://model.safetensors", key: "modules.asr.lm_model_file", at: 9, says: "repository", hints: "hf://org/repository/file" },
     Wrong { line: "instance_name = \"tts\"", new: "instance_name = \"a/b\"", key: "instance_name", at: 3, says: "a/b", hints: "slashes" },
-    Wrong { line: "authorized_ids = [\"public_token\"]", new: "authorized_ids = [\"\"]", key: "authorized_ids", at: 4, says: "empty key", hints: "remove it" },
+    Wrong { line: "authorized_ids = [\"public_token\"]", new: "authorized_ids = [\"\"]", key: "authorized_ids", at: 4, says: "empty key", hints: "name:key" },
     Wrong { line: "temperature = 0.0", new: "temperature = ", key: "", at: 15, says: "not valid TOML", hints: "" },
     Wrong { line: "temperature = 0.0", new: "batch_size = 2", key: "", at: 15, says: "not valid TOML", hints: "" },
 ];

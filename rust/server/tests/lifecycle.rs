@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use moshi_ctl_core::ModelError;
 use moshi_ctl_core::units::TEXT_TOKEN_PADDING;
-use moshi_ctl_server::worker::{RunningWorker, Worker, WorkerError, build_info};
+use moshi_ctl_server::worker::{RunningWorker, Worker, WorkerError, WorkerOptions, build_info};
 use support::model::{ERROR, PANIC, frame};
-use support::{Client, KEY, Msg, PATH, PATIENCE, Setup, http, wav};
+use support::{Client, KEY, Msg, PATH, PATIENCE, Setup, credentials, http, wav};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -221,25 +221,25 @@ async fn a_model_settles_for_fewer_lanes_when_it_is_warm_and_only_then() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_key_only_this_machine_is_served() {
     let setup = Setup::new(1);
-    let mut config = setup.config();
-    config.authorized_ids.clear();
-    let mut options = Setup::options();
-    options.addr = Ipv4Addr::UNSPECIFIED.into();
+    let config = setup.config();
+    let without = |addr: Ipv4Addr, jwt_secret: Option<&str>| WorkerOptions {
+        addr: addr.into(),
+        credentials: credentials(&[], jwt_secret),
+        ..Setup::options()
+    };
+    let options = without(Ipv4Addr::UNSPECIFIED, None);
     let error = Worker::start(config.clone(), options, setup.load()).await.unwrap_err();
     assert!(error.to_string().contains("no API key"), "{error}");
     assert!(error.hint().unwrap().contains("MOSHI_API_KEY"));
 
-    let server = Worker::start(config.clone(), Setup::options(), setup.load()).await.unwrap();
+    let server = Worker::start(config.clone(), without(Ipv4Addr::LOCALHOST, None), setup.load())
+        .await
+        .unwrap();
     let mut client = Client::request(server.local_addr(), PATH, &[]).await.unwrap();
     assert_eq!(client.next().await, Some(Msg::Ready));
 
     // A secret of tokens counts as a key, a blank one does not.
-    let everywhere = |secret: &str| {
-        let mut options = Setup::options();
-        options.addr = Ipv4Addr::UNSPECIFIED.into();
-        options.jwt_secret = Some(secret.into());
-        options
-    };
+    let everywhere = |secret| without(Ipv4Addr::UNSPECIFIED, Some(secret));
     for blank in ["", " \n"] {
         let started = Worker::start(config.clone(), everywhere(blank), setup.load()).await;
         assert!(started.unwrap_err().to_string().contains("no API key"));
@@ -247,12 +247,4 @@ async fn without_a_key_only_this_machine_is_served() {
     let server = Worker::start(config, everywhere("a secret"), setup.load()).await.unwrap();
     let addr = (Ipv4Addr::LOCALHOST, server.local_addr().port()).into();
     assert!(Client::request(addr, PATH, &[]).await.is_err());
-
-    // Keys from the outside replace those of the configuration.
-    let mut options = Setup::options();
-    options.api_keys = Some(vec!["outside".into()]);
-    let server = Worker::start(setup.config(), options, setup.load()).await.unwrap();
-    let key = |key: &'static str| [("kyutai-api-key", key.as_bytes())];
-    assert!(Client::request(server.local_addr(), PATH, &key(KEY)).await.is_err());
-    assert!(Client::request(server.local_addr(), PATH, &key("outside")).await.is_ok());
 }

@@ -8,7 +8,7 @@ use moshi_ctl_server::worker::Worker;
 use support::client::words;
 use support::model::{frame, frames};
 use support::token::{HS256, expiring_in, message, signed};
-use support::{Client, DELAY, KEY, Msg, PATH, Setup, http, used_slots, wav};
+use support::{Client, DELAY, KEY, Msg, PATH, Setup, credentials, http, used_slots, wav};
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 const END: u32 = TEXT_TOKEN_END_OF_PADDING;
@@ -62,7 +62,7 @@ async fn a_token_opens_a_module_as_a_key_does() {
     let secret = "a secret of thirty-two bytes or more";
     let setup = Setup::new(1);
     let mut options = Setup::options();
-    options.jwt_secret = Some(secret.into());
+    options.credentials = credentials(&["other", KEY], Some(secret));
     let server = Worker::start(setup.config(), options, setup.load()).await.unwrap();
     let addr = server.local_addr();
     let audio = wav::mono(24_000, &frame(PAD));

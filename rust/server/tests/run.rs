@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use moshi_ctl_server::logging::{self, LevelFilter, LogFormat, LogOptions};
 use moshi_ctl_server::worker::{build_info, run};
-use support::{Client, Msg, PATH, PATIENCE, Setup, http};
+use support::{Client, Msg, PATH, PATIENCE, Setup, credentials, http};
 
 const CANARY: &str = "canary-key";
 
@@ -18,7 +18,7 @@ fn a_signal_ends_it_and_the_log_tells_everything_but_keys() {
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
     let mut options = Setup::options();
     options.port = port;
-    options.api_keys = Some(vec![CANARY.into()]);
+    options.credentials = credentials(&[CANARY], None);
     let (config, load) = (setup.config(), setup.load());
     let logging = logging::start(LogOptions {
         dir: setup.folder.path().join("logs"),

@@ -20,14 +20,16 @@ impl Config {
             return Err(Finding::new(&["instance_name"], message)
                 .with_hint("leave out the slashes; it names the log file"));
         }
-        if self.authorized_ids.iter().any(super::ApiKey::is_empty) {
-            return Err(Finding::new(&["authorized_ids"], "holds an empty key")
-                .with_hint("remove it, or write a key between the quotes"));
-        }
         if let Some(reserve_mb) = self.sizing.reserve_mb.filter(|mb| *mb > MOST_RESERVED_MB) {
             let message = format!("is {reserve_mb}, but can be at most {MOST_RESERVED_MB}");
             return Err(Finding::new(&["sizing", "reserve_mb"], message)
                 .with_hint("it is MiB of a device's memory, such as 512"));
+        }
+        if self.limits.ping_every_s >= self.limits.silent_s {
+            return Err(Finding::new(&["limits", "silent_s"], "is not above `ping_every_s`")
+                .with_hint(
+                    "a client that only listens is known to be there by its answers to pings",
+                ));
         }
         let mut paths: BTreeMap<String, String> = BTreeMap::new();
         for (name, module) in &mut self.modules {

@@ -20,7 +20,7 @@ pub use error::ConfigError;
 pub use files::FileReference;
 pub use values::BatchSize;
 
-pub use crate::limits::MAX_LANES;
+pub use crate::limits::{Count, Kibibytes, Limits, MAX_LANES, Mebibytes, Seconds, limits_table};
 
 use crate::secret::ApiKey;
 use error::Finding;
@@ -51,6 +51,8 @@ pub struct Config {
     pub warmup: Warmup,
     /// How lanes are made to fit the machine.
     pub sizing: Sizing,
+    /// What is borne of clients and of models.
+    pub limits: Limits,
     source: Source,
 }
 
@@ -235,6 +237,7 @@ impl Config {
             "authorized_ids": self.authorized_ids.len(),
             "warmup": self.warmup,
             "sizing": self.sizing,
+            "limits": self.limits,
             "modules": self.modules,
         })
     }
@@ -260,11 +263,13 @@ struct TopLevel {
     log_dir: String,
     instance_name: String,
     #[serde(default)]
-    authorized_ids: Vec<ApiKey>,
+    authorized_ids: Vec<String>,
     #[serde(default)]
     warmup: Warmup,
     #[serde(default)]
     sizing: Sizing,
+    #[serde(default)]
+    limits: Limits,
     /// Of the modules that name none.
     #[serde(default, alias = "backend", deserialize_with = "auto_or_device")]
     device: Option<DeviceName>,
@@ -290,6 +295,10 @@ fn parse_table(mut table: DeTable<'_>) -> Result<Config, Finding> {
     };
     let top: TopLevel = explain::deserialize(table, &[])?;
     let () = top.modules;
+    let authorized_ids = ApiKey::parse_all(&top.authorized_ids).map_err(|error| {
+        Finding::new(&["authorized_ids"], error.to_string())
+            .with_hint("write each key once, as \"key\" or as \"name:key\" with a name of its own")
+    })?;
     let modules = modules
         .into_iter()
         .map(|(name, module)| {
@@ -304,10 +313,11 @@ fn parse_table(mut table: DeTable<'_>) -> Result<Config, Finding> {
         static_dir: top.static_dir,
         log_dir: top.log_dir,
         instance_name: top.instance_name,
-        authorized_ids: top.authorized_ids,
+        authorized_ids,
         modules,
         warmup: top.warmup,
         sizing: top.sizing,
+        limits: top.limits,
         source: Source::default(),
     })
 }

@@ -5,15 +5,14 @@ use std::time::{Duration, Instant};
 
 use moshi_ctl_core::units::FRAME_DURATION;
 
-use crate::limits::ARRIVALS;
-
 /// How much earlier than it is spoken audio may arrive and still count as live: networks deliver
 /// a first piece late and those after it in time.
 const AHEAD: Duration = Duration::from_secs(1);
 
-/// When the frames of a stream were complete; the last [`ARRIVALS`] of them.
-#[derive(Debug, Default)]
+/// When the frames of a stream were complete; the last `capacity` of them.
+#[derive(Debug)]
 pub(crate) struct Arrivals {
+    capacity: usize,
     /// Of the first sample.
     begun: Option<Instant>,
     /// Frames before those in `frames`.
@@ -22,18 +21,22 @@ pub(crate) struct Arrivals {
 }
 
 impl Arrivals {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity, begun: None, forgotten: 0, frames: VecDeque::new() }
+    }
+
     /// So many frames are complete now.
     pub(crate) fn note(&mut self, complete: u64, now: Instant) {
         self.begun.get_or_insert(now);
         let known = self.forgotten + self.frames.len() as u64;
         // Of very many at once only the last can be asked for.
-        let skipped = (complete - known).saturating_sub(ARRIVALS as u64);
+        let skipped = (complete - known).saturating_sub(self.capacity as u64);
         if skipped > 0 {
             self.forgotten = known + skipped;
             self.frames.clear();
         }
         for _ in known + skipped..complete {
-            if self.frames.len() == ARRIVALS {
+            if self.frames.len() == self.capacity {
                 self.frames.pop_front();
                 self.forgotten += 1;
             }
@@ -73,10 +76,12 @@ fn spoken(frames: u64) -> Duration {
 mod tests {
     use super::*;
 
+    const CAPACITY: usize = 1125;
+
     #[test]
     fn a_live_frame_is_known_by_its_own_arrival() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::default();
+        let mut arrivals = Arrivals::new(CAPACITY);
         for frame in 0..10 {
             arrivals.note(frame + 1, start + FRAME_DURATION * frame as u32);
         }
@@ -88,14 +93,14 @@ mod tests {
     #[test]
     fn what_comes_faster_than_it_is_spoken_is_not_live() {
         let start = Instant::now();
-        let mut all_at_once = Arrivals::default();
+        let mut all_at_once = Arrivals::new(CAPACITY);
         all_at_once.note(100, start);
         assert_eq!(all_at_once.of(99), Some(start));
         assert_eq!(all_at_once.of_live(1, 7), None);
         assert_eq!(all_at_once.of_live(93, 99), None);
 
         // Slow enough at the moment, but seconds ahead.
-        let mut held_up = Arrivals::default();
+        let mut held_up = Arrivals::new(CAPACITY);
         held_up.note(50, start);
         for frame in 50..60 {
             held_up.note(frame + 1, start + FRAME_DURATION * (frame as u32 - 49));
@@ -103,7 +108,7 @@ mod tests {
         assert_eq!(held_up.of_live(51, 59), None);
 
         // Held up by a network, then caught up with.
-        let mut bursts = Arrivals::default();
+        let mut bursts = Arrivals::new(CAPACITY);
         for frame in 0..10 {
             bursts.note(frame + 1, start + FRAME_DURATION * (frame as u32 / 5 * 5));
         }
@@ -113,7 +118,7 @@ mod tests {
     #[test]
     fn what_comes_late_counts_from_when_it_came() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::default();
+        let mut arrivals = Arrivals::new(CAPACITY);
         arrivals.note(1, start);
         let after_a_pause = start + Duration::from_secs(60);
         arrivals.note(2, after_a_pause);
@@ -123,26 +128,26 @@ mod tests {
     #[test]
     fn long_streams_and_large_pieces_forget_the_oldest() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::default();
+        let mut arrivals = Arrivals::new(CAPACITY);
         let at = |frame: u64| start + FRAME_DURATION * frame as u32;
-        let last = 3 * ARRIVALS as u64;
+        let last = 3 * CAPACITY as u64;
         for frame in 0..last {
             arrivals.note(frame + 1, at(frame));
         }
-        assert_eq!(arrivals.frames.len(), ARRIVALS);
+        assert_eq!(arrivals.frames.len(), CAPACITY);
         assert_eq!(arrivals.of(last - 1), Some(at(last - 1)));
-        assert_eq!(arrivals.of(last - ARRIVALS as u64 - 1), None);
+        assert_eq!(arrivals.of(last - CAPACITY as u64 - 1), None);
         let later = at(last) + Duration::from_secs(3600);
-        arrivals.note(last + 5 * ARRIVALS as u64, later);
-        assert_eq!(arrivals.frames.len(), ARRIVALS);
-        assert_eq!(arrivals.of(last + 5 * ARRIVALS as u64 - 1), Some(later));
+        arrivals.note(last + 5 * CAPACITY as u64, later);
+        assert_eq!(arrivals.frames.len(), CAPACITY);
+        assert_eq!(arrivals.of(last + 5 * CAPACITY as u64 - 1), Some(later));
         assert_eq!(arrivals.of(last), None);
     }
 
     #[test]
     fn nothing_is_due_before_the_first_sample_and_then_a_frame_at_a_time() {
         let start = Instant::now();
-        let mut arrivals = Arrivals::default();
+        let mut arrivals = Arrivals::new(CAPACITY);
         assert_eq!(arrivals.due(start), 0);
         arrivals.note(0, start);
         assert_eq!(arrivals.due(start + Duration::from_millis(79)), 0);

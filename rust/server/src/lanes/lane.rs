@@ -9,7 +9,7 @@ use moshi_ctl_core::{LaneFault, Prediction};
 use tokio::sync::Notify;
 use tracing::Span;
 
-use crate::limits;
+use crate::limits::{self, Limits};
 use crate::metrics::{ModuleMetrics, SessionEnd};
 use crate::protocol::OutMsg;
 use crate::tokenizer::TextDecoder;
@@ -35,7 +35,7 @@ pub(super) struct Bells {
 }
 
 /// The audio between one `Init` and the next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Stream {
     pcm: VecDeque<f32>,
     /// Samples that ever came in.
@@ -43,6 +43,22 @@ struct Stream {
     arrivals: Arrivals,
     /// Step after which each unanswered marker is due, and its id; in the order they came.
     markers: VecDeque<(u64, i64)>,
+}
+
+impl Stream {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            pcm: VecDeque::new(),
+            received: 0,
+            arrivals: Arrivals::new(limits.arrivals()),
+            markers: VecDeque::new(),
+        }
+    }
+
+    /// Whether no whole frame is left.
+    fn is_through(&self) -> bool {
+        self.pcm.len() < FRAME_SAMPLES
+    }
 }
 
 /// An occupied lane.
@@ -54,6 +70,7 @@ pub(super) struct Lane {
     pub(super) span: Span,
     pub(super) bells: Arc<Bells>,
     delay: usize,
+    limits: Limits,
     /// The stream being processed, and those that `Init`s queued behind it.
     streams: VecDeque<Stream>,
     /// Whether the model's lane must be reset before the front stream can go on.
@@ -61,21 +78,25 @@ pub(super) struct Lane {
     transcript: Transcript,
     total_steps: u64,
     outbox: VecDeque<OutMsg>,
+    /// How the session ends once all that came is processed.
+    last_wish: Option<Close>,
     close: Option<Close>,
 }
 
 impl Lane {
-    pub(super) fn new(session: u64, delay: usize) -> Self {
+    pub(super) fn new(session: u64, delay: usize, limits: &Limits) -> Self {
         Self {
             session,
             span: Span::current(),
             bells: Arc::default(),
             delay,
-            streams: VecDeque::from([Stream::default()]),
+            limits: *limits,
+            streams: VecDeque::from([Stream::new(limits)]),
             starting: true,
             transcript: Transcript::new(delay),
             total_steps: 0,
             outbox: VecDeque::new(),
+            last_wish: None,
             close: None,
         }
     }
@@ -85,8 +106,13 @@ impl Lane {
         self.total_steps
     }
 
-    /// Whether the session is ending and nothing goes in any more.
-    pub(super) fn is_closed(&self) -> bool {
+    /// Whether nothing goes in any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.is_closed() || self.last_wish.is_some()
+    }
+
+    /// Whether nothing will be processed any more.
+    fn is_closed(&self) -> bool {
         self.close.is_some()
     }
 
@@ -94,7 +120,7 @@ impl Lane {
 
     /// Samples that may come in now without holding more than a lane should.
     pub(super) fn room(&self) -> usize {
-        limits::LANE_INPUT_SAMPLES.saturating_sub(self.waiting())
+        self.limits.lane_input_samples().saturating_sub(self.waiting())
     }
 
     /// Samples that came in and were not taken.
@@ -135,7 +161,7 @@ impl Lane {
     }
 
     pub(super) fn push_init(&mut self) {
-        self.streams.push_back(Stream::default());
+        self.streams.push_back(Stream::new(&self.limits));
     }
 
     // Through: from the model thread.
@@ -146,8 +172,8 @@ impl Lane {
         if self.is_closed() || !self.has_room_for_output() {
             return false;
         }
-        let through = |stream: &Stream| stream.pcm.len() < FRAME_SAMPLES;
-        if !self.starting && self.streams.len() > 1 && self.streams.front().is_some_and(through) {
+        let through = self.streams.front().is_some_and(Stream::is_through);
+        if !self.starting && self.streams.len() > 1 && through {
             for (_, id) in self.streams.pop_front().into_iter().flat_map(|s| s.markers) {
                 self.say(OutMsg::Marker { id });
             }
@@ -163,6 +189,7 @@ impl Lane {
         self.transcript = Transcript::new(self.delay);
         self.say(OutMsg::Ready);
         self.answer_due_markers();
+        self.end_if_through();
     }
 
     /// Appends the lane's next frame to `frames`, if there is one and it is the lane's turn.
@@ -171,7 +198,7 @@ impl Lane {
             return false;
         }
         let Some(stream) = self.streams.front_mut() else { return false };
-        if stream.pcm.len() < FRAME_SAMPLES {
+        if stream.is_through() {
             return false;
         }
         frames.extend(stream.pcm.drain(..FRAME_SAMPLES));
@@ -204,6 +231,7 @@ impl Lane {
             });
         }
         self.answer_due_markers();
+        self.end_if_through();
     }
 
     /// The frame taken last could not be processed.
@@ -245,6 +273,39 @@ impl Lane {
     }
 
     // Out: to the session.
+
+    /// Lets nothing more in. What came before is processed as if silence followed, long enough for
+    /// the model's delay; then the session ends this way.
+    pub(super) fn wind_up(&mut self, close: Close) {
+        if self.is_ending() {
+            return;
+        }
+        if let Some(stream) = self.streams.back_mut()
+            && (stream.received > 0 || !stream.markers.is_empty())
+        {
+            let whole = stream.pcm.len().next_multiple_of(FRAME_SAMPLES);
+            stream.pcm.resize(whole + (self.delay + 1) * FRAME_SAMPLES, 0.0);
+        }
+        self.last_wish = Some(close);
+        self.bells.room.notify_one();
+        self.end_if_through();
+    }
+
+    /// Keeps the promise of [`Lane::wind_up`].
+    fn end_if_through(&mut self) {
+        let nothing_left = match self.streams.front() {
+            Some(stream) => self.streams.len() == 1 && stream.is_through(),
+            None => true,
+        };
+        if nothing_left && let Some(close) = self.last_wish.take() {
+            self.end(None, close);
+        }
+    }
+
+    /// Whether the session was not told everything about what it sent.
+    pub(super) fn owes(&self) -> bool {
+        self.streams.iter().any(|stream| !stream.is_through() || !stream.markers.is_empty())
+    }
 
     /// Ends the session after what is still to be sent. Only the first end counts.
     pub(super) fn end(&mut self, error: Option<String>, close: Close) {

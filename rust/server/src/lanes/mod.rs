@@ -16,6 +16,7 @@ use moshi_ctl_core::{LaneFrame, LaneStep};
 use tokio::sync::Notify;
 
 use crate::close_code;
+use crate::limits::Limits;
 use crate::lock::lock;
 use crate::metrics::{ModuleMetrics, Refusal, SessionEnd, SessionKind};
 use crate::tokenizer::TextDecoder;
@@ -31,6 +32,8 @@ pub(crate) use seat::{Ended, Seat};
 pub(crate) enum JoinError {
     #[error("no free channels")]
     Full,
+    #[error("overloaded: streams lag {:.1} s behind, try again later", .lag.as_secs_f64())]
+    Overloaded { lag: Duration },
     #[error("{0}")]
     Unavailable(String),
 }
@@ -39,6 +42,7 @@ impl JoinError {
     pub(crate) fn refusal(&self) -> Refusal {
         match self {
             Self::Full => Refusal::Full,
+            Self::Overloaded { .. } => Refusal::Overloaded,
             Self::Unavailable(_) => Refusal::Unavailable,
         }
     }
@@ -59,6 +63,8 @@ pub(crate) struct Standing {
     pub(crate) used: usize,
     /// Whether steps will still be made.
     pub(crate) alive: bool,
+    /// Whether nobody is let in because those who are in lag behind.
+    pub(crate) overloaded: bool,
     /// Of the slowest lane: audio that should be processed by now, and is not.
     pub(crate) lag: Duration,
     /// Seconds of audio of all lanes that are not processed.
@@ -75,6 +81,7 @@ pub(crate) struct Lanes {
     freed: Notify,
     /// Frames between a sound and the text for it.
     delay: usize,
+    limits: Limits,
     text: TextDecoder,
     metrics: ModuleMetrics,
 }
@@ -82,6 +89,8 @@ pub(crate) struct Lanes {
 #[derive(Debug)]
 struct State {
     lanes: Vec<Option<Lane>>,
+    /// Since the lag was too large, and until it is small again.
+    overloaded: bool,
     /// Why no step will be made any more.
     over: Option<String>,
 }
@@ -120,15 +129,17 @@ impl Lanes {
     pub(crate) fn new(
         count: usize,
         delay: usize,
+        limits: &Limits,
         text: TextDecoder,
         metrics: ModuleMetrics,
     ) -> Self {
         let lanes = (0..count).map(|_| None).collect();
         Self {
-            state: Mutex::new(State { lanes, over: None }),
+            state: Mutex::new(State { lanes, overloaded: false, over: None }),
             work: Condvar::new(),
             freed: Notify::new(),
             delay,
+            limits: *limits,
             text,
             metrics,
         }
@@ -156,15 +167,16 @@ impl Lanes {
     }
 
     pub(crate) fn standing(&self) -> Standing {
-        let state = self.state();
-        let now = Instant::now();
+        let mut state = self.state();
+        let (lag, overloaded) = state.load(&self.limits);
         let occupied = || state.lanes.iter().flatten();
         let waiting: usize = occupied().map(Lane::waiting).sum();
         Standing {
             offered: state.lanes.len(),
             used: occupied().count(),
             alive: state.over.is_none(),
-            lag: occupied().map(|lane| lane.lag(now)).max().unwrap_or_default(),
+            lag,
+            overloaded,
             backlog_s: waiting as f64 / f64::from(SAMPLE_RATE_HZ),
         }
     }
@@ -173,11 +185,8 @@ impl Lanes {
     /// goes to the current span.
     pub(crate) fn join(self: &Arc<Self>, visitor: Visitor) -> Result<Seat, JoinError> {
         let mut state = self.state();
-        if let Some(reason) = &state.over {
-            return Err(JoinError::Unavailable(reason.clone()));
-        }
-        let free = state.lanes.iter().position(Option::is_none).ok_or(JoinError::Full)?;
-        let lane = Lane::new(visitor.session, self.delay);
+        let free = state.free(&self.limits)?;
+        let lane = Lane::new(visitor.session, self.delay, &self.limits);
         let seat = Seat::new(Arc::clone(self), free, visitor, Arc::clone(&lane.bells));
         state.lanes[free] = Some(lane);
         self.metrics.session_began(visitor.kind);
@@ -191,13 +200,27 @@ impl Lanes {
         visitor: Visitor,
         patience: Duration,
     ) -> Result<Seat, JoinError> {
+        self.within(patience, || self.join(visitor)).await
+    }
+
+    /// Waits up to `patience` for a lane to become free, and does not take it.
+    pub(crate) async fn free_within(&self, patience: Duration) -> Result<(), JoinError> {
+        self.within(patience, || self.state().free(&self.limits).map(drop)).await
+    }
+
+    /// What `attempt` gives once not all lanes are in use any more.
+    async fn within<T>(
+        &self,
+        patience: Duration,
+        attempt: impl Fn() -> Result<T, JoinError>,
+    ) -> Result<T, JoinError> {
         let waiting = async {
             loop {
                 // Registered before looking, so that no lane freed in between is missed.
                 let freed = self.freed.notified();
-                match self.join(visitor) {
+                match attempt() {
                     Err(JoinError::Full) => freed.await,
-                    joined => return joined,
+                    done => return done,
                 }
             }
         };
@@ -254,28 +277,32 @@ impl Lanes {
         }
     }
 
-    /// Nobody is served any more, for a reason that is nobody's fault.
+    /// Nobody is served any more, for a reason that is nobody's fault. Whoever was not told
+    /// everything hears that.
     pub(crate) fn shut_down(&self, reason: &str) {
-        self.finish(reason, None, SessionEnd::Shutdown, close_code::GOING_AWAY);
-    }
-
-    /// Makes every session end and lets nobody join any more.
-    fn finish(&self, reason: &str, error: Option<&str>, end: SessionEnd, code: u16) {
-        let mut state = self.state();
-        state.over.get_or_insert_with(|| reason.to_string());
-        for lane in state.lanes.iter_mut().flatten() {
-            let reason = reason.to_string();
-            lane.end(error.map(str::to_string), Close { end, code, reason });
-        }
-        self.work.notify_one();
-        self.freed.notify_waiters();
+        self.finish(reason, |lane| {
+            let error = lane.owes().then(|| format!("{reason}: not everything was transcribed"));
+            let (end, code) = (SessionEnd::Shutdown, close_code::GOING_AWAY);
+            lane.end(error, Close { end, code, reason: reason.to_string() });
+        });
     }
 
     /// The model failed.
     pub(crate) fn fail(&self, reason: &str) {
-        let to_clients = "the model failed and the server is stopping";
-        let end = SessionEnd::ModelFailed;
-        self.finish(reason, Some(to_clients), end, close_code::INTERNAL_ERROR);
+        self.finish(reason, |lane| {
+            let to_client = "the model failed and the server is stopping".to_string();
+            let (end, code) = (SessionEnd::ModelFailed, close_code::INTERNAL_ERROR);
+            lane.end(Some(to_client), Close { end, code, reason: reason.to_string() });
+        });
+    }
+
+    /// Makes every session end and lets nobody join any more.
+    fn finish(&self, reason: &str, end: impl Fn(&mut Lane)) {
+        let mut state = self.state();
+        state.over.get_or_insert_with(|| reason.to_string());
+        state.lanes.iter_mut().flatten().for_each(end);
+        self.work.notify_one();
+        self.freed.notify_waiters();
     }
 
     fn leave(&self, index: usize, visitor: Visitor, end: SessionEnd) {
@@ -295,6 +322,26 @@ impl Lanes {
 }
 
 impl State {
+    /// A lane that somebody may have now.
+    fn free(&mut self, limits: &Limits) -> Result<usize, JoinError> {
+        if let Some(reason) = &self.over {
+            return Err(JoinError::Unavailable(reason.clone()));
+        }
+        if let (lag, true) = self.load(limits) {
+            return Err(JoinError::Overloaded { lag });
+        }
+        self.lanes.iter().position(Option::is_none).ok_or(JoinError::Full)
+    }
+
+    /// The lag of the slowest lane, and whether it keeps others out.
+    fn load(&mut self, limits: &Limits) -> (Duration, bool) {
+        let now = Instant::now();
+        let lag = self.lanes.iter().flatten().map(|lane| lane.lag(now)).max().unwrap_or_default();
+        let most = limits.lag_s.duration();
+        self.overloaded = if self.overloaded { lag >= most / 4 } else { lag > most };
+        (lag, self.overloaded)
+    }
+
     /// The lane, if it still has that occupant.
     fn at(&mut self, place: Place) -> Option<&mut Lane> {
         let lane = self.lanes.get_mut(place.lane)?.as_mut()?;

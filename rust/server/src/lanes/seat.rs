@@ -86,7 +86,7 @@ impl Seat {
         loop {
             let pushed = self
                 .with(|lane| match room(lane) {
-                    _ if lane.is_closed() => Err(Ended),
+                    _ if lane.is_ending() => Err(Ended),
                     0 => Ok(None),
                     room => Ok(Some(push(lane, room))),
                 })
@@ -117,6 +117,12 @@ impl Seat {
     /// Ends the session after what there is to be sent already.
     pub(crate) fn end(&self, error: Option<String>, end: SessionEnd, code: u16, reason: &str) {
         self.with(|lane| lane.end(error, Close { end, code, reason: reason.to_string() }));
+    }
+
+    /// Ends the session once everything that came is processed and sent.
+    pub(crate) fn wind_up(&self, end: SessionEnd, code: u16, reason: &str) {
+        self.with(|lane| lane.wind_up(Close { end, code, reason: reason.to_string() }));
+        self.lanes.work.notify_one();
     }
 
     /// Frees the lane of a session that ended this way.

@@ -67,6 +67,7 @@ const fn looked_up(metric: Metric) -> Metric {
 
 const HANDLER: &[&str] = &["handler"];
 const MODULE: &[&str] = &["module"];
+const KEY: &[&str] = &["key"];
 const GPU: &[&str] = &["device", "name", "uuid"];
 
 /// Of a metric whose name and buckets are those of Kyutai's server.
@@ -151,8 +152,27 @@ pub(crate) const REFUSALS: Metric = counter(
     "moshi_refusals_total",
     &["module", "reason"],
     "Requests that got no lane. reason: unauthorized (no valid key), full (no free lane), \
-     unavailable (the model is dead or the server ends), bad_request (no WebSocket handshake), \
-     too_large (the body, or it broke off), bad_audio (no file that can be decoded).",
+     overloaded (streams lag behind), too_many (sessions with that key), busy (too many files at \
+     once), unavailable (the model is dead or the server ends), bad_request (no WebSocket \
+     handshake), too_large (the body), broken_off (the body), timeout (the body stopped coming), \
+     bad_audio (no file that can be decoded).",
+);
+pub(crate) const OVERLOADED: Metric = gauge(
+    "moshi_overloaded",
+    MODULE,
+    "1 while nobody gets a lane because streams lag behind (`lag_s` of the limits), else 0.",
+);
+pub(crate) const KEY_SESSIONS: Metric =
+    counter("moshi_key_sessions_total", KEY, "Sessions that began, by the name of their key.");
+pub(crate) const KEY_OPEN: Metric =
+    gauge("moshi_key_sessions_open", KEY, "Sessions that are open, by the name of their key.");
+pub(crate) const CONNECTIONS: Metric = gauge("moshi_connections", &[], "Open connections.");
+pub(crate) const CONNECTIONS_DROPPED: Metric = counter(
+    "moshi_connections_dropped_total",
+    &["reason"],
+    "Connections that were closed before their first request. reason: connections (there are as \
+     many as there may be), address (as many from that address), handshakes (others came before it \
+     was complete), timeout (it took too long), tls (no TLS, or none of ours).",
 );
 pub(crate) const RECEIVED_BYTES: Metric = counter(
     "moshi_received_bytes_total",
@@ -248,7 +268,7 @@ pub(crate) const PROCESS_START: Metric =
     gauge("process_start_time_seconds", &[], "Start of the process, in seconds since 1970.");
 
 /// All of them, in the order of the documentation.
-pub(super) const ALL: [Metric; 41] = [
+pub(super) const ALL: [Metric; 46] = [
     WARMUP_DURATION,
     WARMUP_SUCCESS,
     WARMUP_FAILURE,
@@ -261,6 +281,11 @@ pub(super) const ALL: [Metric; 41] = [
     SESSIONS,
     SESSIONS_ENDED,
     REFUSALS,
+    OVERLOADED,
+    KEY_SESSIONS,
+    KEY_OPEN,
+    CONNECTIONS,
+    CONNECTIONS_DROPPED,
     RECEIVED_BYTES,
     SENT_BYTES,
     MODEL_LOOP_ALIVE,

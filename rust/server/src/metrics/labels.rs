@@ -87,12 +87,22 @@ pub(crate) enum Refusal {
     Unauthorized,
     /// All lanes are in use.
     Full,
+    /// Those who have a lane lag behind.
+    Overloaded,
+    /// Its key has as many sessions as it may have.
+    TooMany,
+    /// All the memory for files is in use.
+    Busy,
     /// The model is dead or the server is ending.
     Unavailable,
     /// It is no WebSocket handshake.
     BadRequest,
-    /// Its body is too large, or broke off.
+    /// Its body is too large.
     TooLarge,
+    /// Its body broke off.
+    BrokenOff,
+    /// Its body stopped coming.
+    Timeout,
     /// Its body is no audio file.
     BadAudio,
 }
@@ -101,9 +111,14 @@ impl Label for Refusal {
     const ALL: &'static [Self] = &[
         Self::Unauthorized,
         Self::Full,
+        Self::Overloaded,
+        Self::TooMany,
+        Self::Busy,
         Self::Unavailable,
         Self::BadRequest,
         Self::TooLarge,
+        Self::BrokenOff,
+        Self::Timeout,
         Self::BadAudio,
     ];
 
@@ -111,17 +126,52 @@ impl Label for Refusal {
         match self {
             Self::Unauthorized => "unauthorized",
             Self::Full => "full",
+            Self::Overloaded => "overloaded",
+            Self::TooMany => "too_many",
+            Self::Busy => "busy",
             Self::Unavailable => "unavailable",
             Self::BadRequest => "bad_request",
             Self::TooLarge => "too_large",
+            Self::BrokenOff => "broken_off",
+            Self::Timeout => "timeout",
             Self::BadAudio => "bad_audio",
+        }
+    }
+}
+
+/// Why a connection was closed before its first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dropped {
+    /// There are as many connections as there may be.
+    Connections,
+    /// As many from its address.
+    Address,
+    /// Too many others came before it had sent the head of a request.
+    Handshakes,
+    /// The head of its request, or TLS, took too long.
+    Timeout,
+    /// It does not speak TLS, or not as this server does.
+    Tls,
+}
+
+impl Label for Dropped {
+    const ALL: &'static [Self] =
+        &[Self::Connections, Self::Address, Self::Handshakes, Self::Timeout, Self::Tls];
+
+    fn value(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Address => "address",
+            Self::Handshakes => "handshakes",
+            Self::Timeout => "timeout",
+            Self::Tls => "tls",
         }
     }
 }
 
 /// One counter for each value of a label.
 #[derive(Debug, Clone)]
-pub(super) struct CounterBy<L>(Vec<(L, IntCounter)>);
+pub(crate) struct CounterBy<L>(Vec<(L, IntCounter)>);
 
 impl<L: Label> CounterBy<L> {
     /// Those of `family` whose other labels, which come before, have the values `others`.
@@ -133,7 +183,7 @@ impl<L: Label> CounterBy<L> {
         Self(L::ALL.iter().map(counter).collect())
     }
 
-    pub(super) fn inc(&self, label: L) {
+    pub(crate) fn inc(&self, label: L) {
         if let Some((_, counter)) = self.0.iter().find(|(of, _)| *of == label) {
             counter.inc();
         }

@@ -20,8 +20,7 @@ use serde_json::{Value, json};
 
 use crate::lock::lock;
 use catalogue::{Kind, Metric, Source};
-use labels::CounterBy;
-pub(crate) use labels::{Label, Refusal, SessionEnd, SessionKind};
+pub(crate) use labels::{CounterBy, Dropped, Label, Refusal, SessionEnd, SessionKind};
 
 /// The `handler` of Kyutai's metrics.
 pub(crate) const ALL_HANDLERS: &[&str] = &["all"];
@@ -49,6 +48,9 @@ pub(crate) struct Metrics {
     looked_up: Mutex<LookedUp>,
     /// WebSocket connections with a valid key.
     pub(crate) connect: IntCounter,
+    /// Connections that were closed before their first request.
+    pub(crate) dropped: CounterBy<Dropped>,
+    key_sessions: IntCounterVec,
 }
 
 /// What has a series for each module.
@@ -138,7 +140,10 @@ impl Metrics {
             }
         }
         let connect = new.counters(catalogue::ASR_CONNECT)?.with_label_values(ALL_HANDLERS);
-        Ok(Self { registry, families, looked_up: Mutex::new(looked_up), connect })
+        let dropped = CounterBy::new(&new.counters(catalogue::CONNECTIONS_DROPPED)?, &[]);
+        let key_sessions = new.counters(catalogue::KEY_SESSIONS)?;
+        let looked_up = Mutex::new(looked_up);
+        Ok(Self { registry, families, looked_up, connect, dropped, key_sessions })
     }
 
     /// The metrics of the module called `name`; all of its series exist from now on.
@@ -166,6 +171,11 @@ impl Metrics {
             asr_num_steps: all.asr_num_steps.clone(),
             step_began: Mutex::new(None),
         }))
+    }
+
+    /// A session of the key called `name` begins.
+    pub(crate) fn key_session(&self, name: &str) {
+        self.key_sessions.with_label_values(&[name]).inc();
     }
 
     /// Content type and body of `/metrics`, after `look` has looked up what is looked up.
@@ -266,9 +276,14 @@ impl ModuleMetrics {
         StepInProgress { metrics: &self.0, began }
     }
 
-    /// How long the step in progress has been running.
-    pub(crate) fn step_running(&self) -> Option<Duration> {
-        lock(&self.0.step_began).map(|began| began.elapsed())
+    /// When the step in progress began.
+    pub(crate) fn step_began(&self) -> Option<Instant> {
+        *lock(&self.0.step_began)
+    }
+
+    /// Whether a step was ever done.
+    pub(crate) fn has_stepped(&self) -> bool {
+        self.0.frames.get() > 0
     }
 }
 

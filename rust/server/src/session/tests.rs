@@ -64,7 +64,8 @@ struct Peer {
 /// Starts a session that may send `unread` messages before its peer has to read one.
 fn session(unread: usize) -> Peer {
     let metrics = Metrics::new().unwrap();
-    let lanes = Arc::new(Lanes::new(1, 0, TextDecoder::default(), metrics.module("asr")));
+    let limits = Limits::default();
+    let lanes = Arc::new(Lanes::new(1, 0, &limits, TextDecoder::default(), metrics.module("asr")));
     let seat = lanes.join(Visitor { session: 1, kind: SessionKind::Stream }).unwrap();
     let (speak, incoming) = mpsc::unbounded();
     let (outgoing, hear) = mpsc::channel(unread);
@@ -73,7 +74,7 @@ fn session(unread: usize) -> Peer {
     let socket = Socket { lanes: Arc::clone(&lanes), incoming, outgoing };
     let session = tokio::spawn(async move {
         let start = Instant::now();
-        serve(socket, seat, Patience::default(), receiver).await;
+        serve(socket, seat, &limits, receiver).await;
         start.elapsed()
     });
     Peer { metrics, lanes, speak, hear, going_away, session }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use moshi_ctl_server::config::Config;
 use moshi_ctl_server::worker::{LoadModel, RunningWorker, Worker, WorkerError, WorkerOptions};
+use moshi_ctl_server::{ApiKey, Credentials, ReadCredentials};
 
 pub use client::{Client, Msg};
 use model::FakeModel;
@@ -58,7 +59,6 @@ impl Setup {
         let (lanes, delay, module_type) = (self.lanes, self.delay, self.module_type);
         let text = format!(
             "static_dir = '{0}/static'\nlog_dir = '{0}/logs'\ninstance_name = 'test'\n\
-             authorized_ids = ['other', '{KEY}']\n\
              [modules.asr]\ntype = '{module_type}'\npath = '{PATH}'\n\
              lm_model_file = 'lm'\naudio_tokenizer_file = 'mimi'\n\
              text_tokenizer_file = '{0}/text.model'\n\
@@ -72,8 +72,8 @@ impl Setup {
         WorkerOptions {
             addr: IpAddr::V4(Ipv4Addr::LOCALHOST),
             port: 0,
-            api_keys: None,
-            jwt_secret: None,
+            credentials: credentials(&["other", KEY], None),
+            tls: None,
             read_gpus: None,
         }
     }
@@ -93,6 +93,14 @@ impl Setup {
     pub async fn start(&self) -> RunningWorker {
         self.try_start().await.unwrap()
     }
+}
+
+/// What opens a server: always these keys and this secret.
+pub fn credentials(keys: &[&str], jwt_secret: Option<&str>) -> ReadCredentials {
+    let keys: Vec<_> = keys.iter().map(ToString::to_string).collect();
+    let keys = ApiKey::parse_all(&keys).unwrap();
+    let jwt_secret = jwt_secret.map(ToString::to_string);
+    Box::new(move || Ok(Credentials { keys: keys.clone(), jwt_secret: jwt_secret.clone() }))
 }
 
 const MODEL: &str = "
