@@ -101,12 +101,13 @@ class Aftermath(threading.Thread):
         }
 
 
-async def speak(connection: ClientConnection, seconds: float) -> None:
-    """Speech in real time."""
+async def speak(connection: ClientConnection, seconds: float, sent_s: list[float]) -> None:
+    """Speech in real time; notes when each frame was sent."""
     frames = np.resize(speech.speech(), (round(seconds / FRAME_S), FRAME_SAMPLES))
     start_s = time.monotonic()
     for number, frame in enumerate(frames):
         await asyncio.sleep(max(0.0, start_s + number * FRAME_S - time.monotonic()))
+        sent_s.append(time.monotonic())
         await connection.send(encode_audio(frame))
 
 
@@ -142,7 +143,7 @@ def sigterm(servers: Servers) -> Measured:
             await received(connection)
             before, after = Ending(), Ending()
             listening = asyncio.create_task(before.follow(connection, SPEAKS_S))
-            await speak(connection, SPEAKS_S)
+            await speak(connection, SPEAKS_S, [])
             await listening
             await connection.send(encode_marker(1))
             watch, fault_s = Aftermath(server, 15), time.monotonic()
@@ -170,21 +171,20 @@ def _beside_a_stream(server: Server, fault: bytes | None) -> Measured:
             ending, beside = Ending(), dict[str, bool]()
             watch = Aftermath(server)
             listening = asyncio.create_task(ending.follow(connection, LIMIT_S))
-            speaking = asyncio.create_task(speak(connection, LIMIT_S))
-            if fault is None:
-                await asyncio.sleep((FAULT_STEP - 1) * FRAME_S)
-                fault_s = time.monotonic()
-            else:
+            sent_s: list[float] = []
+            speaking = asyncio.create_task(speak(connection, LIMIT_S, sent_s))
+            if fault is not None:
                 async with connected(server.target, KEY) as other:
                     await received(other)
                     await asyncio.sleep(1.0)
-                    fault_s, before = time.monotonic(), ending.count("Step")
+                    message_s, before = time.monotonic(), ending.count("Step")
                     await other.send(fault)
                     await asyncio.sleep(3.0)
                     beside["stream beside goes on"] = ending.count("Step") > before + 20
             await listening
             speaking.cancel()
             await asyncio.gather(speaking, return_exceptions=True)
+        fault_s = sent_s[FAULT_STEP - 1] if fault is None else message_s
         if not server.ended() and await serves(server):
             return {"survived": True, **beside}
         return {
