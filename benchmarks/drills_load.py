@@ -10,6 +10,7 @@ import random
 import socket
 import statistics
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import numpy as np
@@ -59,14 +60,14 @@ def answers(streams: list[Paced], begin_s: float, end_s: float) -> list[float]:
 
 
 async def paced_beside(
-    server: Server, streams: int, seconds: float, others: functools.partial[object]
+    server: Server, streams: int, seconds: float, others: Callable[[], Awaitable[None]]
 ) -> list[Paced]:
     """Streams in real time; the others begin once the streams have gone on for a while."""
     paced = [Paced() for _ in range(streams)]
     url = server.target.url
     running = [asyncio.create_task(stream.speak(url, KEY, seconds)) for stream in paced]
     await asyncio.sleep(QUIET_S)
-    await others()  # type: ignore[misc]
+    await others()
     await asyncio.gather(*running, return_exceptions=True)
     return paced
 

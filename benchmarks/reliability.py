@@ -100,7 +100,7 @@ class Outcomes:
             middle = number(statistics.median(numbers))
             low, high = number(min(numbers)), number(max(numbers))
             return middle if low == high else f"{middle} ({low} to {high})"
-        said = [{True: "yes", False: "no"}.get(v, str(v)) for v in values]  # type: ignore[call-overload]
+        said = [("yes" if v else "no") if isinstance(v, bool) else str(v) for v in values]
         return " / ".join(dict.fromkeys(said))
 
 

@@ -15,12 +15,12 @@ from support.crowd import NoLaneError, Target, connected, received
 from support.exposition import total
 from support.growth import slope
 from support.paced import Paced, blasting
+from support.waiting import wait_until
 from support.worker import KEY, Worker, worker
 
 LANES = 4
 REFUSED_PER_S = 50
 REFUSED_WITHIN_S = 5.0
-FULL_WITHIN_S = 30.0
 MOST_WAITING_FRAMES = 25
 
 
@@ -47,11 +47,8 @@ async def knock_until(end_s: float, target: Target) -> int:
     return refused
 
 
-def wait_until_it_is_full(server: Worker) -> None:
-    deadline_s = time.monotonic() + FULL_WITHIN_S
-    while server.modules()[0]["used_slots"] != str(LANES):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+def used_lanes(server: Worker) -> int:
+    return int(server.modules()[0]["used_slots"])
 
 
 def steps(server: Worker, most_s: float) -> tuple[float, float]:
@@ -78,7 +75,7 @@ def test_who_was_let_in_keeps_real_time(demo_dir: Path) -> None:
             speaking = [
                 asyncio.create_task(client.speak(server.url, KEY, seconds)) for client in clients
             ]
-            await asyncio.to_thread(wait_until_it_is_full, server)
+            await asyncio.to_thread(wait_until, lambda: used_lanes(server) == LANES)
             refused = await knock_until(time.monotonic() + seconds - 1, target)
             await asyncio.gather(*speaking)
             return refused

@@ -13,21 +13,18 @@ from support import vanishing
 from support.crowd import Crowd, Target, speak
 from support.exposition import total
 from support.growth import Growth, Reading
+from support.waiting import wait_until
 from support.worker import KEY, Worker, worker
 
 READINGS = 40
 KILLED_AT_ONCE = 6
-LANES_FREE_WITHIN_S = 60.0
 MOST_BYTES = 1_024.0
 MOST_DESCRIPTORS = 0.005
 MOST_THREADS = 0.005
 
 
 def wait_until_nobody_is_there(server: Worker) -> None:
-    deadline_s = time.monotonic() + LANES_FREE_WITHIN_S
-    while (used := server.modules()[0]["used_slots"]) != "0":
-        assert time.monotonic() < deadline_s, f"{used} lanes of vanished clients are not free"
-        time.sleep(0.05)
+    wait_until(lambda: server.modules()[0]["used_slots"] == "0")
 
 
 @pytest.mark.soak
