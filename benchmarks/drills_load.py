@@ -76,7 +76,10 @@ async def _refusal(server: Server, latencies_s: list[float], failed: list[str]) 
     begun_s = time.monotonic()
     try:
         async with connected(server.target, KEY) as connection:
-            await asyncio.wait_for(received(connection), LIMIT_S)
+            message = await asyncio.wait_for(received(connection), LIMIT_S)
+            if message["type"] == "Error":
+                # Not full but overloaded, and said so.
+                raise NoLaneError
             failed.append("was let in")
     except NoLaneError:
         latencies_s.append(time.monotonic() - begun_s)
