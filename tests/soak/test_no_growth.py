@@ -13,7 +13,7 @@ import pytest
 
 from soak import amounts
 from support.crowd import KINDS, Crowd, Target
-from support.exposition import total
+from support.exposition import sums
 from support.growth import Growth, Reading
 from support.worker import KEY, worker
 
@@ -44,7 +44,7 @@ def readings(demo_dir: Path, sessions: int, env: dict[str, str] | None = None) -
         done = crowd.done
         assert done.total() == sessions
         assert all(done[kind.__name__] for kind in KINDS), done
-        assert total(server, "moshi_sessions_total", kind="stream") == sum(
+        assert sums(server, kind="stream")["moshi_sessions_total"] == sum(
             done[name] for name in ("speak", "speak_opus", "send_nonsense")
         )
     return taken

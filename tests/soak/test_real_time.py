@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from moshi_ctl.protocol import FRAME_S
 from soak import amounts
 from support.crowd import NoLaneError, Target, connected, received
-from support.exposition import total
+from support.exposition import sums
 from support.growth import slope
 from support.paced import Paced, blasting
 from support.waiting import wait_until
@@ -84,7 +84,7 @@ def test_who_was_let_in_keeps_real_time(demo_dir: Path) -> None:
         assert blast.is_alive()
         assert blast.sent_s > 2 * seconds, "it was to be faster than speech"
         assert refused > REFUSED_PER_S / 2 * seconds
-        assert total(server, "moshi_refusals_total", reason="full") == refused
+        assert sums(server, reason="full")["moshi_refusals_total"] == refused
         within, all_steps = steps(server, FRAME_S)
         print(f"{within:.0f} of {all_steps:.0f} steps in time; {blast.sent_s:.0f} s blasted")
         assert within >= 0.99 * all_steps

@@ -11,7 +11,7 @@ import pytest
 from soak import amounts
 from support import vanishing
 from support.crowd import Crowd, Target, speak
-from support.exposition import total
+from support.exposition import sums
 from support.growth import Growth, Reading
 from support.waiting import wait_until
 from support.worker import KEY, Worker, worker
@@ -51,6 +51,6 @@ def test_vanished_clients_leave_nothing_behind(demo_dir: Path) -> None:
         assert growth.threads <= MOST_THREADS
         assert growth.resident_bytes <= MOST_BYTES
         for kind in ("stream", "file"):
-            begun = total(server, "moshi_sessions_total", kind=kind)
+            begun = sums(server, kind=kind)["moshi_sessions_total"]
             assert begun > 0
-            assert total(server, "moshi_sessions_ended_total", kind=kind) == begun
+            assert sums(server, kind=kind)["moshi_sessions_ended_total"] == begun

@@ -17,7 +17,6 @@ def samples(server: Worker, **labels: str) -> dict[str, float]:
     }
 
 
-<<<<<<< HEAD
 def sums(server: Worker, **labels: str) -> dict[str, float]:
     """The sums of those with these labels, by name."""
     totals: dict[str, float] = {}
@@ -41,13 +40,3 @@ def values_of(server: Worker, metric: str, label: str) -> set[str]:
         for sample in family.samples
         if sample.name == metric
     }
-=======
-def total(server: Worker, name: str, **labels: str) -> float:
-    """The sum of a metric's samples with these labels."""
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(server.get("/metrics"))
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
->>>>>>> soak
