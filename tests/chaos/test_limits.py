@@ -178,7 +178,7 @@ SLOW = 200
 
 
 def test_handshakes_that_drip_hold_nobody_up(start: Start, audio: Samples, expected: Heard) -> None:
-    with start(handshake_s=3, connections=2 * SLOW) as server:
+    with start(handshake_s=2, connections=2 * SLOW) as server:
         with clean_streams(server.url, audio, expected):
             pass
         wait_until(lambda: lanes_in_use(server) == 0)
@@ -191,7 +191,7 @@ def test_handshakes_that_drip_hold_nobody_up(start: Start, audio: Samples, expec
             slow = [stack.enter_context(raw_websocket.dial(server.port)) for _ in range(SLOW)]
             began = time.monotonic()
             dropped = 0
-            for byte in head[:20]:
+            for byte in head[:12]:
                 for client in slow:
                     with contextlib.suppress(OSError):
                         client.socket.sendall(bytes([byte]))

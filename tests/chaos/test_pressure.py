@@ -27,7 +27,7 @@ AUDIO_AHEAD_S = 20
 LANE_BYTES = AUDIO_AHEAD_S * SAMPLE_RATE_HZ * 4
 # What an allocator keeps for later, and what the kernel has not taken back yet.
 SLACK_BYTES = 12 * MIB
-DEAF = 2
+DEAF = 1
 
 
 class MostMemory:
