@@ -97,8 +97,14 @@ class Aftermath(threading.Thread):
         return {
             "readiness off, ms": 1e3 * (self.not_ready_s - fault_s),
             "exit, ms": 1e3 * (self.exit_s - fault_s),
-            "exit code": str(self._server.process.poll()),
+            "exit code": exit_code(self._server),
         }
+
+
+def exit_code(server: Server) -> str:
+    """How its process ended, if it did."""
+    code = server.process.poll()
+    return "it runs" if code is None else str(code)
 
 
 async def speak(connection: ClientConnection, seconds: float, sent_s: list[float]) -> None:
@@ -152,7 +158,7 @@ def sigterm(servers: Servers) -> Measured:
         return {
             "survived": after.count("Marker") == 1,
             "client's end, ms": 1e3 * (after.ended_s - fault_s),
-            "close code": str(after.code),
+            "close code": str(after.code or "none"),
             "marker answered": bool(after.count("Marker")),
             "words after the signal": float(after.count("Word")),
             **await asyncio.to_thread(watch.since, fault_s),
@@ -191,7 +197,7 @@ def _beside_a_stream(server: Server, fault: bytes | None) -> Measured:
             "survived": False,
             "client's error, ms": 1e3 * (ending.error_s - fault_s),
             "client's end, ms": 1e3 * (ending.ended_s - fault_s),
-            "close code": str(ending.code),
+            "close code": str(ending.code or "none"),
             **beside,
             **await asyncio.to_thread(watch.since, fault_s),
         }
@@ -251,7 +257,7 @@ def unknown_key(servers: Servers) -> Measured:
         return {
             "survived": refused,
             "refused, ms": 1e3 * (time.monotonic() - server.started_s) if refused else math.inf,
-            "exit code": str(server.process.poll()),
+            "exit code": exit_code(server),
         }
 
 
@@ -269,7 +275,7 @@ def malformed(servers: Servers) -> Measured:
             "survived": await serves(server),
             "client's error, ms": 1e3 * (ending.error_s - sent_s),
             "client's end, ms": 1e3 * (ending.ended_s - sent_s),
-            "close code": str(ending.code),
+            "close code": str(ending.code or "none"),
         }
 
     with servers.running() as server:

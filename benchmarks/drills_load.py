@@ -326,7 +326,7 @@ def drain(connection: socket.socket) -> None:
 
 
 def many_sessions(servers: Servers, sessions: int) -> Measured:
-    """Sessions one after the other in all lanes: what of each stays in memory."""
+    """Sessions one after the other: what of each stays. So few leave a KB of noise."""
     with servers.running() as server:
         begun_s = time.monotonic()
         taken = Crowd(server.target, at_once=LANES, kinds=[speak]).run(sessions, 40)

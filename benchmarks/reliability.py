@@ -44,15 +44,6 @@ PAGE = HERE.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- drills: begin -->", "<!-- drills: end -->"
 NOT_APPLICABLE = "-"
 NAMES = ("ours", "original")
-# What the summary says, where a drill knows it.
-SUMMARY = (
-    "client's error, ms",
-    "client's end, ms",
-    "refusal p99, ms",
-    "answer, ms",
-    "readiness off, ms",
-    "exit, ms",
-)
 
 
 @dataclass(frozen=True)
@@ -62,13 +53,15 @@ class Drill:
     Attributes:
         title: What it is.
         run: Does it to a server of its own; None where that server cannot be made to fail so.
-        survives: What "survived" means here.
+        survives: What "survived" means here; None where it does not apply.
+        headline: What the summary says of it.
         once: Whether it is run once only: it takes long, and measures many sessions itself.
     """
 
     title: str
     run: Callable[[Servers], Measured | None]
-    survives: str
+    survives: str | None
+    headline: tuple[str, ...]
     once: bool = False
 
     @property
@@ -76,6 +69,13 @@ class Drill:
         """The drill in a sentence."""
         run = self.run.func if isinstance(self.run, functools.partial) else self.run
         return " ".join((run.__doc__ or "").split())
+
+    def rows(self, measured: dict[str, Outcomes], keys: Iterable[str]) -> list[list[str]]:
+        """Whether it was survived, and what was measured: for both servers."""
+        rows = [[key, *(measured[name].value(key) for name in NAMES)] for key in keys]
+        if self.survives is None:
+            return rows
+        return [["survived", *(measured[name].survived() for name in NAMES)], *rows]
 
 
 @dataclass
@@ -93,6 +93,8 @@ class Outcomes:
 
     def value(self, key: str) -> str:
         """Median and spread of numbers, or all that was said; for a table."""
+        if not self.runs:
+            return "not run"
         values = [run[key] for run in self.runs if key in run]
         if not values:
             return NOT_APPLICABLE
@@ -116,24 +118,40 @@ def all_drills(arguments: argparse.Namespace) -> list[Drill]:
     """Every drill, in the order of the report."""
     one_hour = functools.partial(drills_load.hour_of_audio, limit_s=arguments.hour_s)
     many = functools.partial(drills_load.many_sessions, sessions=arguments.sessions)
+    ended = ("client's error, ms", "readiness off, ms", "exit, ms", "exit code")
+    answers = ("step's answer p99 before, ms", "step's answer p99 meanwhile, ms")
     return [
-        Drill("Full server", drills_load.full_server, "all were refused in-band, streams went on"),
-        Drill("POST to a full server", drills_load.post_to_full, "429 or 503 came back"),
-        Drill("SIGTERM in mid-speech", drills.sigterm, "the marker was answered before the end"),
-        Drill("Long Ogg Opus message", drills.long_opus, "a new client is served afterwards"),
-        Drill("Dead model thread", drills.dead_model, "never: see what clients and monitoring saw"),
-        Drill("Hanging step", drills.hanging_step, "never: see what clients and monitoring saw"),
-        Drill("Port before warm-up", drills.port_before_warmup, "the first client waits < 0.5 s"),
-        Drill("Unknown configuration key", drills.unknown_key, "the start was refused"),
-        Drill("NaN audio", drills_load.nan_audio, "nobody else's output changed by a bit"),
-        Drill("Lane reuse", drills_load.lane_reuse, "the output is that of a fresh server"),
-        Drill("Malformed message", drills.malformed, "a new client is served afterwards"),
-        Drill("Vanished clients", drills_load.vanished, "all lanes are free within 60 s"),
-        Drill("Slow handshakes", drills_load.slow_handshakes, "new clients are served meanwhile"),
-        Drill("Huge header", drills.huge_header, "a new client is served afterwards"),
-        Drill("Hour of audio", one_hour, "it runs on and the lane gets free", once=True),
-        Drill("Many sessions", many, "it ran to the end", once=True),
-    ]
+        Drill("Full server", drills_load.full_server, "all were refused in-band, streams went on",
+              ("refusal p99, ms", *answers)),
+        Drill("POST to a full server", drills_load.post_to_full, "429 or 503 came back",
+              ("answer, ms",)),
+        Drill("SIGTERM in mid-speech", drills.sigterm, "the marker was answered before the end",
+              ("close code", "words after the signal", "readiness off, ms", "exit, ms")),
+        Drill("Long Ogg Opus message", drills.long_opus, "a new client is served afterwards",
+              ("stream beside goes on", *ended)),
+        Drill("Dead model thread", drills.dead_model, None, ended),
+        Drill("Hanging step", drills.hanging_step, None, ended),
+        Drill("Port before warm-up", drills.port_before_warmup, "the first client waits < 0.5 s",
+              ("says ready then", "first client ready after, ms")),
+        Drill("Unknown configuration key", drills.unknown_key, "the start was refused",
+              ("refused, ms",)),
+        Drill("NaN audio", drills_load.nan_audio, "nobody else's output changed by a bit",
+              ("client told", "neighbour: VAD", "next: VAD")),
+        Drill("Lane reuse", drills_load.lane_reuse, "the output is that of a fresh server",
+              ("VAD",)),
+        Drill("Malformed message", drills.malformed, "a new client is served afterwards",
+              ("client's error, ms", "close code")),
+        Drill("Vanished clients", drills_load.vanished, "all lanes are free within 60 s",
+              ("lanes free after, ms", "descriptors more")),
+        Drill("Slow handshakes", drills_load.slow_handshakes, "new clients are served meanwhile",
+              ("still open after 15 s", *answers)),
+        Drill("Huge header", drills.huge_header, "a new client is served afterwards",
+              ("answer", "answer, ms")),
+        Drill("Hour of audio", one_hour, "it runs on and the lane gets free",
+              ("audio taken, s", "in, s", "memory, MB more"), once=True),
+        Drill("Many sessions", many, "it ran to the end",
+              ("memory, bytes a session", "memory at the end, MB"), once=True),
+    ]  # fmt: skip
 
 
 def measure(
@@ -152,31 +170,24 @@ def measure(
 
 
 def summary(chosen: list[Drill], measured: dict[str, dict[str, Outcomes]]) -> str:
-    """One row per drill and server."""
+    """What matters most of each drill."""
     rows = []
     for drill in chosen:
-        for name in NAMES:
-            outcomes = measured[drill.title][name]
-            cells = [outcomes.value(key) for key in SUMMARY]
-            survived = outcomes.survived()
-            if drill.survives.startswith("never") and outcomes.runs:
-                survived = NOT_APPLICABLE
-            rows.append([drill.title if name == NAMES[0] else "", name, survived, *cells])
-    return table(["drill", "server", "survived", *SUMMARY], rows)
+        for place, row in enumerate(drill.rows(measured[drill.title], drill.headline)):
+            rows.append([drill.title if place == 0 else "", *row])
+    return table(["drill", "what", *NAMES], rows)
 
 
 def details(drill: Drill, measured: dict[str, Outcomes]) -> str:
     """All that one drill measured."""
     runs = [run for outcomes in measured.values() for run in outcomes.runs]
     keys = dict.fromkeys(key for run in runs for key in run if key != "survived")
-    rows = [["survived", *(measured[name].survived() for name in NAMES)]]
-    rows += [[key, *(measured[name].value(key) for name in NAMES)] for key in keys]
-    meaning = drill.survives.removeprefix("never: ")
-    said = f"{drill.what} Survived: {meaning}."
-    return f"### {drill.title}\n\n{paragraph(said)}\n\n{table(['', *NAMES], rows)}"
+    said = drill.what if drill.survives is None else f"{drill.what} Survived: {drill.survives}."
+    measurements = table(["", *NAMES], drill.rows(measured, keys))
+    return f"### {drill.title}\n\n{paragraph(said)}\n\n{measurements}"
 
 
-def method(repeats: int, other_cores: float) -> str:
+def method(repeats: int, other_cores: float, repeated: list[str]) -> str:
     """How it was measured, as paragraphs."""
     facts = ", ".join(f"{name}: {value}" for name, value in machine().items())
     how = f"""The original is the worker of the published crate `moshi-server` {ORIGINAL_VERSION},
@@ -192,7 +203,9 @@ def method(repeats: int, other_cores: float) -> str:
     slow = """The original computes all lanes in each step and needs about as long for it as a frame
         lasts on such a machine, so how late its answers are says something about its speed; how
         they change under load says something about the drill."""
-    return "\n\n".join(paragraph(text) for text in (how, slow, where))
+    again = f"Measured again later, by themselves (`--only`): {', '.join(repeated)}."
+    said = (how, slow, where, again) if repeated else (how, slow, where)
+    return "\n\n".join(paragraph(text) for text in said)
 
 
 def write_page(page: Path, text: str) -> None:
@@ -263,15 +276,18 @@ def main() -> int:
     other_cores = max(0.0, others_s) / (time.monotonic() - begun_s)
     command = command_line(original="moshi-server", build="FOLDER", faults="FOLDER", page="PAGE")
     before = arguments.results / "reliability.json"
+    repeated: list[str] = []
     if arguments.only and before.exists():
         # One drill is improved more often than all are repeated.
         raw_before = json.loads(before.read_text(encoding="utf-8"))
         measured = {**earlier(before), **measured}
         command = raw_before["command"]
+        again = [*raw_before["repeated"], *(drill.title for drill in chosen)]
+        repeated = list(dict.fromkeys(again))
         other_cores = max(other_cores, raw_before["other_cores"])
         chosen = [drill for drill in drills_there_are if drill.title in measured]
 
-    how = method(arguments.repeats, other_cores)
+    how = method(arguments.repeats, other_cores, repeated)
     short = summary(chosen, measured)
     intro = f"Written by `benchmarks/reliability.py`; to repeat: `{command}`."
     parts = ["# Drills, ours beside the original", intro, how, "## Summary", short, "## Drills"]
@@ -280,6 +296,7 @@ def main() -> int:
         "command": command,
         "machine": machine(),
         "other_cores": other_cores,
+        "repeated": repeated,
         "drills": {
             title: {
                 name: [{key: finite(value) for key, value in run.items()} for run in outcomes.runs]
