@@ -36,7 +36,7 @@ unexport PYTHONHOME PYTHONPATH
 MANIFEST := --manifest-path rust/Cargo.toml
 RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' \) -print)
 
-.PHONY: help setup faults demo test lint format docs bench wheel clean
+.PHONY: help setup faults demo test soak lint format docs bench wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ demo: setup ## Serve a small model and transcribe a bundled recording with it
 
 test: setup faults ## Run all tests, Rust's and Python's
 	@python scripts/run_tests.py
+
+soak: setup faults ## Run the tests that take minutes to hours
+	@python -m pytest tests/soak tests/chaos -m soak -s
 
 lint: setup ## Check format, lints and types of everything
 	cargo fmt $(MANIFEST) --all --check

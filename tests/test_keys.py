@@ -120,6 +120,15 @@ def test_secrets_are_measured_in_bytes(secret: str, short: bool) -> None:
     assert keys.is_short_for_tokens(secret) is short
 
 
+@pytest.mark.parametrize("name", ["token", "none"])
+def test_names_that_mean_something_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSHI_API_KEY", f"{name}:canary")
+    with pytest.raises(UsageError) as caught:
+        keys.keys_from_environment()
+    assert name in caught.value.message
+    assert "canary" not in f"{caught.value.message} {caught.value.hint}"
+
+
 @pytest.mark.parametrize("addr", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_loopback_may_be_open(addr: str) -> None:
     keys.refuse_open_server(addr)

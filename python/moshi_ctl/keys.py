@@ -23,6 +23,8 @@ TOO_SHORT_HINT: Final = (
     "use a longer one, such as `openssl rand -base64 32` prints, here and where tokens are signed"
 )
 
+# What logs and metrics call those who come with a token, or to a server without keys.
+_RESERVED_NAMES: Final = frozenset({"none", "token"})
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # From documentation, examples and configurations that others copy; without case and punctuation.
@@ -130,6 +132,11 @@ def _refuse_repetitions(keys: Sequence[ApiKey]) -> None:
     by_name: set[str] = set()
     by_key: dict[str, str] = {}
     for key in keys:
+        if key.name in _RESERVED_NAMES:
+            raise UsageError(
+                f"{MOSHI_API_KEY.name} calls a key {key.name!r}, a name that the server uses itself",
+                hint="give it another name",
+            )
         if key.name in by_name:
             raise UsageError(
                 f"{MOSHI_API_KEY.name} calls two keys {key.name!r}",

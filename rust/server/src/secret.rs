@@ -28,6 +28,9 @@ pub enum KeyError {
     /// There is nothing where a key should be.
     #[error("holds an empty key, at place {0}")]
     Empty(usize),
+    /// In logs and metrics it would look like something else.
+    #[error("calls a key `{0}`, a name that this server uses itself")]
+    Reserved(Arc<str>),
     /// Two keys could not be told apart in logs and metrics.
     #[error("holds two keys called `{0}`")]
     SameName(Arc<str>),
@@ -58,6 +61,9 @@ impl ApiKey {
                 return Err(KeyError::Empty(place));
             }
             let key = Self::new(&name, key);
+            if [TOKEN, NOBODY].contains(&name.as_str()) {
+                return Err(KeyError::Reserved(key.name));
+            }
             for other in &keys {
                 if other.name == key.name {
                     return Err(KeyError::SameName(key.name));
@@ -184,6 +190,8 @@ mod tests {
             (&["one", "phone:"], KeyError::Empty(2)),
             (&["a:one", "a:two"], same("a")),
             (&["one", "key-1:two"], same("key-1")),
+            (&["token:one"], KeyError::Reserved("token".into())),
+            (&["none:one"], KeyError::Reserved("none".into())),
             (&["a:one", "b:one"], KeyError::SameKey("a".into(), "b".into())),
             (&["one", "two", "one"], KeyError::SameKey("key-1".into(), "key-3".into())),
         ] {
