@@ -28,7 +28,8 @@ _LIMITS = """\
 # Limits
 
 What a worker bears of its clients and of its models: the section `[limits]` of a configuration.
-Written by `make docs` from the server's own list (`rust/server/src/limits/mod.rs`): change it there.
+Written by `make docs` from the server's own list (`rust/server/src/limits/mod.rs`): change it
+there.
 
 Every key may be left out. The defaults are safe for a server that strangers can reach, and large
 enough that no client in the field is known to meet them. What is not here has no limit but the

@@ -205,7 +205,8 @@ SHAPE_OF_SERVER: dict[str, Any] = {
         "asr": {
             "type": str, "path": str, "device": str, "precision": str, "kv_precision": str,
             "warmup": {"result": str, "runs": int, "duration_seconds": float},
-            "lanes": int, "lanes_used": int, "model_loop_alive": bool, "step_running_seconds": int,
+            "lanes": int, "lanes_used": int, "model_loop_alive": bool, "overloaded": bool,
+            "step_running_seconds": int,
             "step_duration_seconds": SHAPE_OF_HISTOGRAM, "deadline_misses_total": int,
             "deadline_miss_ratio": float, "frames_total": int, "lag_seconds": int,
             "backlog_seconds": int, "words_total": int, "word_latency_seconds": SHAPE_OF_HISTOGRAM,

@@ -102,6 +102,32 @@ def capacity() -> Dashboard:
                 ],
             ),
             Row(
+                "Keys",
+                [
+                    graph(
+                        "Open sessions by key",
+                        "By the name that a key was given, or its place in the list.",
+                        "short",
+                        Query(
+                            f"sum by (key) ({of_instance('moshi_key_sessions_open')})", "{{key}}"
+                        ),
+                        stacked=True,
+                        width=12,
+                    ),
+                    graph(
+                        "Sessions per minute by key",
+                        "Streams and files that began.",
+                        "short",
+                        Query(
+                            f"sum by (key) ({rate(of_instance('moshi_key_sessions_total'))}) * 60",
+                            "{{key}}",
+                        ),
+                        stacked=True,
+                        width=12,
+                    ),
+                ],
+            ),
+            Row(
                 "Work",
                 [
                     graph(

@@ -96,14 +96,21 @@ def errors() -> Dashboard:
                         "Whether Prometheus could scrape them.",
                         Query(of_instance("up"), "{{instance}}"),
                         _UP_OR_DOWN,
-                        width=8,
+                        width=6,
                     ),
                     timeline(
                         "Model loops",
                         "Whether each module's model runs. A gap: its worker does not answer.",
                         Query(of_module("moshi_model_loop_alive")),
                         {1: ("alive", GREEN), 0: ("dead", RED)},
-                        width=8,
+                        width=6,
+                    ),
+                    timeline(
+                        "Overload",
+                        "Modules that let nobody in, because streams lag behind.",
+                        Query(of_module("moshi_overloaded")),
+                        {0: ("in time", GREEN), 1: ("overloaded", RED)},
+                        width=6,
                     ),
                     timeline(
                         "Alerts",
@@ -113,7 +120,7 @@ def errors() -> Dashboard:
                             "{{alertname}} {{instance}} {{module}}",
                         ),
                         {1: ("firing", RED)},
-                        width=8,
+                        width=6,
                     ),
                 ],
             ),
@@ -143,14 +150,41 @@ def errors() -> Dashboard:
                     graph(
                         "Refusals",
                         "Per minute. unauthorized: no or a wrong key; full: no free lane; "
-                        "unavailable: a model is dead; bad_request, too_large, bad_audio: the "
-                        "request.",
+                        "overloaded: streams lag behind; too_many: sessions of a key; busy: too "
+                        "many files at once; unavailable: a model is dead; bad_request, "
+                        "too_large, broken_off, timeout, bad_audio: the request.",
                         "short",
                         Query(
                             f"sum by (reason) ({rate(of_module('moshi_refusals_total'))}) * 60",
                             "{{reason}}",
                         ),
                         stacked=True,
+                    ),
+                ],
+            ),
+            Row(
+                "Connections",
+                [
+                    graph(
+                        "Connections",
+                        "Open, those without a session included.",
+                        "short",
+                        Query(of_instance("moshi_connections"), "{{instance}}"),
+                        width=12,
+                    ),
+                    graph(
+                        "Dropped before their first request",
+                        "Per minute. connections, address: more than there may be; handshakes, "
+                        "timeout: too slow to say what they want; tls: no TLS of ours.",
+                        "short",
+                        Query(
+                            "sum by (reason) ("
+                            + rate(of_instance("moshi_connections_dropped_total"))
+                            + ") * 60",
+                            "{{reason}}",
+                        ),
+                        stacked=True,
+                        width=12,
                     ),
                 ],
             ),

@@ -14,7 +14,10 @@ STEP_BOUNDS_S = (
 LATENCY_BOUNDS_S = (
     0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 7.5, 10,
 )  # fmt: skip
-REASONS = ("unauthorized", "full", "unavailable", "bad_request", "too_large", "bad_audio")
+REASONS = (
+    "unauthorized", "full", "overloaded", "too_many", "busy", "unavailable", "bad_request",
+    "too_large", "broken_off", "timeout", "bad_audio",
+)  # fmt: skip
 
 
 def line(name: str, value: float | str, /, **labels: str) -> str:
@@ -46,6 +49,7 @@ class Module:
     lanes: int = 64
     lanes_used: int = 12
     alive: int = 1
+    overloaded: int = 0
     step_running_s: float = 0.0
     steps_s: Sequence[float] = ()
     frames: int = 0
@@ -70,6 +74,7 @@ class Module:
             line("moshi_lanes", self.lanes, **module),
             line("moshi_lanes_used", self.lanes_used, **module),
             line("moshi_model_loop_alive", self.alive, **module),
+            line("moshi_overloaded", self.overloaded, **module),
             line("moshi_step_running_seconds", self.step_running_s, **module),
             histogram("moshi_step_duration_seconds", STEP_BOUNDS_S, self.steps_s, **module),
             line("moshi_deadline_misses_total", sum(s > 0.08 for s in self.steps_s), **module),
@@ -122,6 +127,10 @@ def server(*modules: Module, start_unix_s: float = START_UNIX_S, cpu_s: float = 
             line("moshi_build_info", 1, version="0.2.0", git_hash="25fb8a160e55b6b5dc53",
                  rustc_version="1.95.0", target="x86_64-unknown-linux-gnu"),
             line("moshi_ready", ready),
+            line("moshi_connections", 12),
+            line("moshi_connections_dropped_total", 3, reason="timeout"),
+            line("moshi_key_sessions_open", 12, key="web"),
+            line("moshi_key_sessions_total", 40, key="web"),
             *(module.text() for module in modules),
             line("moshi_log_messages_total", errors, level="error"),
             line("moshi_log_messages_total", 12, level="info"),

@@ -178,7 +178,7 @@ def killed(port: int, key: str, count: int, seed: int) -> None:
 
 def _stay(arguments: Sequence[str]) -> None:
     port, key, count, seed = int(arguments[0]), arguments[1], int(arguments[2]), int(arguments[3])
-    luck = random.Random(seed)  # noqa: S311
+    luck = random.Random(seed)
     clients = [Client(port, key) for _ in range(count)]
     for client in clients:
         client.go_to(luck.choice(STAGES))
