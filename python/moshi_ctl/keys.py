@@ -134,7 +134,7 @@ def _refuse_repetitions(keys: Sequence[ApiKey]) -> None:
     for key in keys:
         if key.name in _RESERVED_NAMES:
             raise UsageError(
-                f"{MOSHI_API_KEY.name} calls a key {key.name!r}, which is a name of the server's own",
+                f"{MOSHI_API_KEY.name} calls a key {key.name!r}, a name of the server's own",
                 hint="give it another name",
             )
         if key.name in by_name:
