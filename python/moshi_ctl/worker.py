@@ -17,6 +17,7 @@ from moshi_ctl import (
     hub,
     interrupts,
     logs,
+    open_files,
     plan,
     plan_view,
     tls,
@@ -94,6 +95,7 @@ def _serve(configuration: Config, addr: str, options: WorkerOptions) -> None:
         (file.value for file in configuration.files),
         show_progress=options.log.console_is_for_people,
     )
+    open_files.allow_as_many_as_possible()
     with interrupts.ending_the_process():
         _native.serve(
             configuration.path,

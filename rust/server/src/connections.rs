@@ -181,6 +181,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 impl Ticket {
+    /// Whether the head of a request was never here.
+    fn waits(&self) -> bool {
+        lock(&self.of.state).handshakes.contains_key(&self.number)
+    }
+
     /// The head of a request is here: nobody evicts the connection any more.
     fn has_request(&self) {
         lock(&self.of.state).handshakes.remove(&self.number);
@@ -251,7 +256,7 @@ impl Connection {
                 connection.await
             }
         };
-        if ended.is_err_and(|error| error.is_timeout()) {
+        if ended.is_err_and(|error| error.is_timeout()) && self.ticket.waits() {
             self.ticket.of.metrics.dropped.inc(Dropped::Timeout);
         }
     }
