@@ -52,9 +52,9 @@ def write(path: Path, tensors: Mapping[str, Numbers]) -> None:
     path.write_bytes(struct.pack("<Q", len(written)) + written + data)
 
 
-def fill_with_nan(source: Path, target: Path) -> None:
-    """Copies a file in BF16 with nothing but NaN in it."""
+def fill_with_largest(source: Path, target: Path) -> None:
+    """Copies a file in BF16 with nothing but the largest number in it: sums are not finite."""
     content = source.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     numbers = (len(content) - start) // 2
-    target.write_bytes(content[:start] + b"\xc0\x7f" * numbers)
+    target.write_bytes(content[:start] + b"\x7f\x7f" * numbers)

@@ -120,14 +120,14 @@ def worker(
 
 
 def fail_to_warm_up(demo_dir: Path, folder: Path, port: int) -> None:
-    """Runs a worker of the demo whose weights are no numbers, in an empty folder, to its end."""
+    """Runs a worker of the demo whose weights are too large, in an empty folder, to its end."""
     for path in demo_dir.iterdir():
         if path.is_file() and path.name != "model.safetensors":
             (folder / path.name).symlink_to(path)
-    safetensors.fill_with_nan(demo_dir / "model.safetensors", folder / "model.safetensors")
+    safetensors.fill_with_largest(demo_dir / "model.safetensors", folder / "model.safetensors")
     ended = cli.run(
         *("worker", "--config", "demo", "--device", "cpu", "-a", "127.0.0.1", "-p", str(port)),
-        # q8 refuses such numbers before.
+        # q8 refuses such numbers before, and every precision those that are not finite.
         *("--precision", "f32"),
         cwd=folder,
         env={"MOSHI_CTL_DEMO_DIR": str(folder), "MOSHI_API_KEY": KEY},
