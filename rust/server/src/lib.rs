@@ -5,6 +5,9 @@ mod audio_file;
 mod build_info;
 mod close_code;
 pub mod config;
+mod containers;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gpu;
 mod lanes;
 mod limits;
@@ -16,6 +19,7 @@ mod metrics;
 mod model_thread;
 mod ogg;
 mod ogg_opus;
+mod ogg_vorbis;
 mod port;
 mod post;
 mod process;
@@ -29,6 +33,7 @@ mod signals;
 mod token;
 mod tokenizer;
 mod transcript;
+mod vorbis_setup;
 pub mod worker;
 
 pub use gpu::{GpuReading, ReadGpus};
