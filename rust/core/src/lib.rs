@@ -4,12 +4,14 @@
 
 mod device;
 mod model;
+mod one_line;
 mod precision;
 mod shape;
 pub mod units;
 
 pub use device::{DeviceName, UnknownDevice};
 pub use model::{LaneFault, LaneFrame, LaneStep, ModelError, Prediction, StreamingModel};
+pub use one_line::one_line;
 pub use precision::Precision;
 pub use shape::{
     CodecShape, Conditioner, ContinuousAttribute, DELAY_CONDITIONER, ExtraHeads, Gating, LmShape,

@@ -12,6 +12,8 @@ mod device;
 mod epsilon;
 mod error;
 mod fit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod measure;
 mod memory;
 mod positions;

@@ -108,7 +108,7 @@ impl<'a> MemorySubject<'a> {
         let d = shape.transformer.d_model;
         let embedding = |name: String, rows| {
             let format = match &self.lm {
-                Some(file) => file.raw(&format!("{name}.weight"), &[rows, d])?.format(),
+                Some(file) => file.format(&format!("{name}.weight"), &[rows, d])?,
                 None => PUBLISHED,
             };
             Ok::<_, EngineError>(layout.embedding(rows, d, format, precision))

@@ -57,7 +57,7 @@ pub struct Quantized {
 ///
 /// # Errors
 /// When `input` cannot be read, has nothing to quantize, has a tensor that is not of
-/// floating-point numbers or a matrix with numbers that are not finite; when `output` is the same
+/// floating-point numbers, or one with numbers that are not finite or too large; when `output` is the same
 /// file or cannot be written. Nothing is left behind then.
 pub fn quantize(input: &Path, output: &Path) -> Result<Quantized, EngineError> {
     let checkpoint = Checkpoint::open(input)?;
@@ -119,8 +119,7 @@ struct Planned<'a> {
 
 fn plan(checkpoint: &Checkpoint) -> Result<Vec<Planned<'_>>, EngineError> {
     let planned = |name| {
-        let raw = checkpoint.any(name)?;
-        let (shape, format) = (raw.shape(), raw.format());
+        let (shape, format) = checkpoint.describe(name)?;
         if shape.len() > gguf::MAX_DIMENSIONS {
             return Err(checkpoint.error(format!(
                 "tensor `{name}` has {} dimensions; GGUF has at most {}",
@@ -164,7 +163,7 @@ fn write_blocks(
             .collect();
         let made = made.ok_or_else(|| {
             checkpoint
-                .error(format!("tensor `{name}` has numbers that are not finite or out of range"))
+                .error(format!("tensor `{name}` has numbers that are too large for eight bits"))
                 .with_hint("the file is damaged; if it was downloaded, download it again")
         })?;
         made.iter().try_for_each(|bytes| out.write_all(bytes))?;

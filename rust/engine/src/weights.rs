@@ -77,8 +77,9 @@ impl<'a> Weights<'a> {
 
     /// A vector, stored as `[len]` or, by Kyutai's norms, as `[1, 1, len]`.
     pub(crate) fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>, EngineError> {
-        match self.raw(name, &[1, 1, len]) {
-            Ok(raw) => Ok(raw.to_f32()),
+        let published = [1, 1, len];
+        match self.checkpoint.format(&self.path(name), &published) {
+            Ok(_) => self.f32_vec(name, &published),
             Err(_) => self.f32_vec(name, &[len]),
         }
     }

@@ -7,6 +7,8 @@ mod build_info;
 mod close_code;
 pub mod config;
 mod connections;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gpu;
 mod keys;
 mod lanes;
@@ -19,6 +21,7 @@ mod metrics;
 mod model_thread;
 mod ogg;
 mod ogg_opus;
+mod ogg_vorbis;
 mod port;
 mod post;
 mod process;
@@ -33,6 +36,7 @@ mod tls;
 mod token;
 mod tokenizer;
 mod transcript;
+mod vorbis_setup;
 mod watchdog;
 pub mod worker;
 

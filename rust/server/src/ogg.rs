@@ -7,7 +7,7 @@ use crate::limits::OGG_PACKET_BYTES;
 const CAPTURE_PATTERN: &[u8] = b"OggS";
 /// Bytes of a page before its table of segments.
 const HEADER_BYTES: usize = 27;
-const CHECKSUM_AT: std::ops::Range<usize> = 22..26;
+pub(crate) const CHECKSUM_AT: std::ops::Range<usize> = 22..26;
 /// A segment of this length says that the packet goes on in the next.
 const FULL_SEGMENT: u8 = 255;
 
@@ -43,6 +43,13 @@ pub(crate) struct PacketReader {
 }
 
 impl PacketReader {
+    /// Whether `bytes` begin like an Ogg stream whose first packet begins with `magic`.
+    pub(crate) fn first_packet_starts_with(bytes: &[u8], magic: &[u8]) -> bool {
+        let mut reader = Self::default();
+        reader.feed(&bytes[..bytes.len().min(1024)]);
+        matches!(reader.next_packet(), Ok(Some(packet)) if packet.data.starts_with(magic))
+    }
+
     /// Adds the next bytes.
     pub(crate) fn feed(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
@@ -145,4 +152,12 @@ pub(crate) fn checksum(page: &[u8]) -> u32 {
         table
     };
     page.iter().fold(0, |crc, &byte| (crc << 8) ^ TABLE[usize::from((crc >> 24) as u8 ^ byte)])
+}
+
+/// The length of the page that `bytes` begin with, as its table of segments says, once that is there.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn page_bytes(bytes: &[u8]) -> Option<usize> {
+    let table_end = HEADER_BYTES + usize::from(*bytes.get(HEADER_BYTES - 1)?);
+    let table = bytes.get(HEADER_BYTES..table_end)?;
+    Some(table_end + table.iter().map(|&n| usize::from(n)).sum::<usize>())
 }

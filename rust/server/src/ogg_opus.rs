@@ -46,9 +46,7 @@ struct Stream {
 impl OggOpusDecoder {
     /// Whether `bytes` begin like an Ogg stream whose first packet is an Opus header.
     pub(crate) fn recognizes(bytes: &[u8]) -> bool {
-        let mut reader = PacketReader::default();
-        reader.feed(&bytes[..bytes.len().min(1024)]);
-        matches!(reader.next_packet(), Ok(Some(packet)) if packet.data.starts_with(HEAD_MAGIC))
+        PacketReader::first_packet_starts_with(bytes, HEAD_MAGIC)
     }
 
     /// Adds the next bytes.
@@ -56,24 +54,23 @@ impl OggOpusDecoder {
         self.reader.feed(bytes);
     }
 
-    /// The samples of the next packet that is complete.
+    /// The samples of the next packet that is complete; of one that is no audio, none. One packet
+    /// at a time, so that the caller can let others have their turn: a message may hold hours of
+    /// audio that is all to be dropped.
     pub(crate) fn next_pcm(&mut self) -> Result<Option<Vec<f32>>, OggOpusError> {
-        while let Some(packet) = self.reader.next_packet()? {
-            if packet.first {
-                self.stream = Some(Stream::open(&packet.data)?);
-                continue;
-            }
-            let Some(stream) = &mut self.stream else { continue };
-            if !stream.tagged {
-                stream.tagged = true;
-                continue;
-            }
-            let pcm = stream.decode(&packet)?;
-            if !pcm.is_empty() {
-                return Ok(Some(pcm));
-            }
+        let Some(packet) = self.reader.next_packet()? else { return Ok(None) };
+        if packet.first {
+            self.stream = Some(Stream::open(&packet.data)?);
+            return Ok(Some(Vec::new()));
         }
-        Ok(None)
+        match &mut self.stream {
+            Some(stream) if stream.tagged => stream.decode(&packet).map(Some),
+            Some(stream) => {
+                stream.tagged = true;
+                Ok(Some(Vec::new()))
+            }
+            None => Ok(Some(Vec::new())),
+        }
     }
 }
 
@@ -182,6 +179,25 @@ mod tests {
         let one = writer::encode(&tone(48_000, 9600), 2, 960, 2);
         let pcm = decode(&[one.clone(), one.clone()].concat(), 100).unwrap();
         assert_eq!(pcm, decode(&one, 100).unwrap().repeat(2));
+    }
+
+    #[test]
+    fn packets_are_decoded_one_at_a_time() {
+        // What begins too late by a second, in packets of 2.5 ms on one page: nothing is to be heard.
+        let mut stream = writer::encode(&tone(48_000, 4800), 1, 120, 200);
+        stream[28 + 10..28 + 12].copy_from_slice(&u16::MAX.to_le_bytes());
+        let head = crate::ogg::page_bytes(&stream).unwrap();
+        stream[22..26].fill(0);
+        let checksum = crate::ogg::checksum(&stream[..head]);
+        stream[22..26].copy_from_slice(&checksum.to_le_bytes());
+        let mut decoder = OggOpusDecoder::default();
+        decoder.feed(&stream);
+        let mut packets = 0;
+        while let Some(pcm) = decoder.next_pcm().unwrap() {
+            assert!(pcm.is_empty());
+            packets += 1;
+        }
+        assert_eq!(packets, 2 + (4800 + writer::PRE_SKIP).div_ceil(120));
     }
 
     #[test]

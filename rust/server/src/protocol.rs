@@ -1,5 +1,6 @@
 //! The messages of a session: MessagePack maps whose field `type` names the message.
 
+use moshi_ctl_core::one_line;
 use serde::{Deserialize, Serialize};
 
 /// What a client says.
@@ -104,7 +105,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<InMsg, DecodeError> {
             let Marker { id } = field(bytes, "Marker needs `id`, an integer of 64 bits")?;
             Ok(InMsg::Marker(id))
         }
-        unknown => Err(DecodeError::UnknownType(unknown.chars().take(32).collect())),
+        unknown => {
+            let quoted: String = unknown.chars().take(32).collect();
+            Err(DecodeError::UnknownType(one_line(&quoted)))
+        }
     }
 }
 
@@ -128,8 +132,10 @@ fn array_of_numbers<'de, D: serde::Deserializer<'de>>(input: D) -> Result<Vec<f3
 }
 
 fn field<'a, T: Deserialize<'a>>(bytes: &'a [u8], expected: &str) -> Result<T, DecodeError> {
-    rmp_serde::from_slice(bytes)
-        .map_err(|error| DecodeError::Malformed(format!("{expected} ({error})")))
+    // serde quotes what it found, and that may be a text of megabytes.
+    rmp_serde::from_slice(bytes).map_err(|error| {
+        DecodeError::Malformed(format!("{expected} ({})", one_line(&error.to_string())))
+    })
 }
 
 #[cfg(test)]
@@ -189,12 +195,22 @@ mod tests {
             (&map(&[("type", b"\xa5Audio"), ("pcm", b"\xc4\x01\x00")]), "`pcm`"),
             (&map(&[("type", b"\xa6Marker"), ("id", b"\xa1x")]), "`id`"),
             (&map(&[("type", b"\xa4Nope")]), "`Nope`"),
+            (&map(&[("type", b"\xa3a\nb")]), "`a\\nb`"),
             // An array that claims 2^32 - 1 items.
             (&map(&[("type", b"\xa5Audio"), ("pcm", b"\xdd\xff\xff\xff\xff")]), "malformed"),
             (&map(&[("type", b"\xa7OggOpus"), ("data", b"\xc6\xff\xff\xff\xff")]), "malformed"),
         ] {
             let error = decode(bytes).unwrap_err().to_string();
             assert!(error.contains(expected), "{bytes:02x?}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_quoted_in_short() {
+        let long = [&[0xdb, 0, 1, 0, 0][..], &[b'x'; 1 << 16]].concat();
+        for message in [map(&[("type", b"\xa5Audio"), ("pcm", &long)]), map(&[("type", &long)])] {
+            let error = decode(&message).unwrap_err().to_string();
+            assert!(error.contains("xxx") && error.chars().count() < 600, "{error}");
         }
     }
 

@@ -7,6 +7,13 @@ use rubato::{Fft, FixedSync, Resampler as _};
 /// Input samples per turn of the resampler, at least.
 const MIN_TURN_SAMPLES: usize = 1024;
 
+/// The longest turn is two blocks of so many input samples. Rates up to 48 kHz all stay within it, and so do
+/// those in use above; for others tables of a hundred megabytes would be made.
+const MAX_BLOCK_SAMPLES: usize = 48_000;
+
+/// Samples are within ±1; from here on sums of them may not be finite.
+const TOO_LOUD: f32 = 1e30;
+
 /// A streaming resampler.
 pub(crate) enum Resampler {
     /// The audio has the right rate already.
@@ -43,6 +50,10 @@ impl Resampler {
         // The fewest samples that are a whole number of output samples, an even number of times:
         // the resampler's delay is half a turn, and only then a whole number of samples.
         let block = from / greatest_common_divisor(from, to);
+        if block > MAX_BLOCK_SAMPLES {
+            let cause = format!("it has too little in common with {SAMPLE_RATE_HZ} Hz");
+            return Err(ResampleError { rate_hz, cause });
+        }
         let turn = block * MIN_TURN_SAMPLES.div_ceil(block).next_multiple_of(2);
         let fft = Fft::<f32>::new(from, to, turn, 1, FixedSync::Both)
             .map_err(|error| ResampleError { rate_hz, cause: error.to_string() })?;
@@ -62,6 +73,11 @@ impl Resampler {
         match self {
             Self::Through => Ok(pcm),
             Self::Fft(state) => {
+                // The FFT panics over a spectrum that is not finite, and sums thousands of samples.
+                if !pcm.iter().all(|sample| sample.abs() < TOO_LOUD) {
+                    let cause = "a sample is not finite (NaN, infinite or far too loud)".into();
+                    return Err(ResampleError { rate_hz: state.rate_hz, cause });
+                }
                 state.received += pcm.len() as u64;
                 state.push(&pcm)
             }
@@ -155,6 +171,34 @@ mod tests {
                 let worst = error.fold(0.0, f32::max);
                 assert!(worst < 0.01, "{rate_hz} Hz, by {chunk}: off by {worst}");
             }
+        }
+    }
+
+    #[test]
+    fn samples_that_are_no_numbers_are_refused() {
+        for rate_hz in [8_000, 44_100, 47_999] {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX] {
+                let mut resampler = Resampler::new(rate_hz).unwrap();
+                resampler.push(vec![0.5; 100]).unwrap();
+                let error = resampler.push(vec![0.0, bad, 0.0]).unwrap_err().to_string();
+                assert!(error.contains("not finite"), "{error}");
+            }
+            let mut resampler = Resampler::new(rate_hz).unwrap();
+            for _ in 0..10 {
+                let loud = resampler.push(vec![0.99 * TOO_LOUD; 50_000]).unwrap();
+                assert!(loud.iter().all(|sample| sample.is_finite()));
+            }
+        }
+    }
+
+    #[test]
+    fn rates_that_would_take_endless_tables_are_refused() {
+        for rate_hz in [88_200, 96_000, 176_400, 192_000, 352_800, 384_000, 47_999] {
+            assert!(Resampler::new(rate_hz).is_ok(), "{rate_hz} Hz");
+        }
+        for rate_hz in [48_001, 191_999, 383_993] {
+            let error = Resampler::new(rate_hz).err().unwrap().to_string();
+            assert!(error.starts_with(&format!("audio at {rate_hz} Hz cannot be")), "{error}");
         }
     }
 

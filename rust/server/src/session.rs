@@ -8,6 +8,7 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes};
 use bytes::Bytes;
 use futures_util::{Sink, SinkExt, Stream, StreamExt};
 use tokio::sync::watch;
+use tokio::task::consume_budget;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
 
 use tungstenite::Error;
@@ -202,6 +203,8 @@ async fn take(
             opus.feed(&data);
             while let Some(pcm) = opus.next_pcm().map_err(|error| invalid(error.to_string()))? {
                 seat.push_pcm(&pcm).await?;
+                // Packets may hold nothing to push, and a message hours of them.
+                consume_budget().await;
             }
         }
     }

@@ -101,7 +101,9 @@ impl TextDecoder {
         Ok(decoder)
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
+    /// # Errors
+    /// What is wrong with the file.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let proto = ModelProto::decode(bytes).map_err(|error| error.to_string())?;
         let normalizer = proto.normalizer_spec.unwrap_or_default();
         let trainer = proto.trainer_spec.unwrap_or_default();

@@ -1,3 +1,5 @@
+use half::{bf16, f16};
+
 use crate::quantization::{BLOCK, BLOCK_BYTES};
 
 /// How numbers are laid out in a file.
@@ -40,4 +42,33 @@ impl Format {
         };
         elements / self.block() * block_bytes
     }
+
+    /// Whether all numbers in these whole blocks are finite.
+    pub(crate) fn all_finite(self, blocks: &[u8]) -> bool {
+        match self {
+            Self::F32 => {
+                let (numbers, _) = blocks.as_chunks();
+                // Magnitudes are ordered as their bits are, infinity and NaN above the rest. All are
+                // looked at, which processors do in vectors.
+                let largest = numbers.iter().fold(0, |largest: i32, number| {
+                    largest.max((u32::from_le_bytes(*number) & 0x7fff_ffff).cast_signed())
+                });
+                largest < f32::INFINITY.to_bits().cast_signed()
+            }
+            Self::F16 => largest_magnitude(blocks) < f16::INFINITY.to_bits().cast_signed(),
+            Self::Bf16 => largest_magnitude(blocks) < bf16::INFINITY.to_bits().cast_signed(),
+            Self::Q8_0 => {
+                let (blocks, _) = blocks.as_chunks::<BLOCK_BYTES>();
+                blocks.iter().all(|block| f16::from_le_bytes([block[0], block[1]]).is_finite())
+            }
+        }
+    }
+}
+
+/// The bits of the largest of these sixteen-bit numbers, without their signs.
+fn largest_magnitude(numbers: &[u8]) -> i16 {
+    let (numbers, _) = numbers.as_chunks();
+    numbers.iter().fold(0, |largest: i16, number| {
+        largest.max((u16::from_le_bytes(*number) & 0x7fff).cast_signed())
+    })
 }

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
+use moshi_ctl_core::one_line;
 
 use crate::EngineError;
 pub(crate) use format::Format;
@@ -67,7 +68,8 @@ impl Container {
 
 impl Checkpoint {
     pub(crate) fn open(path: &Path) -> Result<Self, EngineError> {
-        let at = |what: String| EngineError::new(format!("{}: {what}", path.display()));
+        let at =
+            |what: String| EngineError::new(format!("{}: {}", path.display(), one_line(&what)));
         let file = File::open(path).map_err(|e| at(format!("cannot be opened: {e}")))?;
         // SAFETY: the mapping is only read; a file that shrinks while it is mapped ends the
         // process, which is documented for operators (replace model files, never edit them).
@@ -97,8 +99,11 @@ impl Checkpoint {
 
     /// Numbers in all tensors.
     pub(crate) fn elements(&self) -> u64 {
-        let of = |entry: &Entry| entry.shape.iter().product::<usize>() as u64;
-        self.directory.values().map(of).sum()
+        // Of a tensor that is not read nothing holds the shape against the file.
+        let of = |entry: &Entry| {
+            entry.shape.iter().fold(1, |product: u64, dim| product.saturating_mul(*dim as u64))
+        };
+        self.directory.values().fold(0, |sum, entry| sum.saturating_add(of(entry)))
     }
 
     /// Every tensor's name, in the order of their places in the file.
@@ -111,8 +116,43 @@ impl Checkpoint {
     /// A tensor as it is in the file, which should have `shape`.
     ///
     /// # Errors
-    /// When it is missing, has another shape or is in a format that is not read.
+    /// When it is missing, has another shape, is in a format that is not read or holds a number
+    /// that is not finite.
     pub(crate) fn raw(&self, name: &str, shape: &[usize]) -> Result<RawTensor<'_>, EngineError> {
+        self.finite(name, self.expected(name, shape)?)
+    }
+
+    /// A tensor as it is in the file, whatever its shape.
+    ///
+    /// # Errors
+    /// When it is missing, in a format that is not read or holds a number that is not finite.
+    pub(crate) fn any(&self, name: &str) -> Result<RawTensor<'_>, EngineError> {
+        self.finite(name, self.found(name)?)
+    }
+
+    /// The format of a tensor that should have `shape`. Reads none of its numbers.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape or is in a format that is not read.
+    pub(crate) fn format(&self, name: &str, shape: &[usize]) -> Result<Format, EngineError> {
+        self.readable(name, self.expected(name, shape)?)
+    }
+
+    /// The shape and format of a tensor. Reads none of its numbers.
+    ///
+    /// # Errors
+    /// When it is missing or in a format that is not read.
+    pub(crate) fn describe(&self, name: &str) -> Result<(&[usize], Format), EngineError> {
+        let entry = self.found(name)?;
+        Ok((&entry.shape, self.readable(name, entry)?))
+    }
+
+    fn found(&self, name: &str) -> Result<&Entry, EngineError> {
+        let missing = || self.error(format!("tensor `{name}` is missing"));
+        self.directory.get(name).ok_or_else(missing)
+    }
+
+    fn expected(&self, name: &str, shape: &[usize]) -> Result<&Entry, EngineError> {
         let entry = self.directory.get(name).ok_or_else(|| {
             self.error(format!("tensor `{name}` is missing; expected shape {shape:?}")).with_hint(
                 "Check that the file belongs to this model and that the `model` section of the \
@@ -130,30 +170,33 @@ impl Checkpoint {
                      same model.",
                 ));
         }
-        self.tensor(name, entry)
+        Ok(entry)
     }
 
-    /// A tensor as it is in the file, whatever its shape.
-    ///
-    /// # Errors
-    /// When it is missing or in a format that is not read.
-    pub(crate) fn any(&self, name: &str) -> Result<RawTensor<'_>, EngineError> {
-        let missing = || self.error(format!("tensor `{name}` is missing"));
-        self.tensor(name, self.directory.get(name).ok_or_else(missing)?)
-    }
-
-    fn tensor<'a>(&'a self, name: &str, entry: &'a Entry) -> Result<RawTensor<'a>, EngineError> {
-        let format = entry.format.as_ref().map_err(|other| {
+    fn readable(&self, name: &str, entry: &Entry) -> Result<Format, EngineError> {
+        entry.format.clone().map_err(|other| {
             self.error(format!("tensor `{name}` is {other}, which this engine does not read"))
                 .with_hint(format!("use a file of {}", self.container.formats()))
-        })?;
+        })
+    }
+
+    /// The one place where numbers are let in: one that is not finite would be an answer's, of
+    /// every stream, as soon as the model steps.
+    fn finite<'a>(&'a self, name: &str, entry: &'a Entry) -> Result<RawTensor<'a>, EngineError> {
+        let format = self.readable(name, entry)?;
         let bytes = &self.map[entry.range.clone()];
-        Ok(RawTensor { checkpoint: self, shape: &entry.shape, bytes, format: *format })
+        let raw = RawTensor { checkpoint: self, shape: &entry.shape, bytes, format };
+        if !raw.is_finite() {
+            return Err(self
+                .error(format!("tensor `{name}` holds a value that is not finite"))
+                .with_hint("the file is damaged; if it was downloaded, download it again"));
+        }
+        Ok(raw)
     }
 
     /// An error about this file.
     pub(crate) fn error(&self, what: impl std::fmt::Display) -> EngineError {
-        EngineError::new(format!("{}: {what}", self.path.display()))
+        EngineError::new(format!("{}: {}", self.path.display(), one_line(&what.to_string())))
     }
 
     /// Gives the file's pages back to the system, so that loading does not hold a tensor twice.

@@ -2,6 +2,7 @@ use candle_core::{Device, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use moshi_ctl_core::Precision;
+use rayon::prelude::*;
 
 use super::{Checkpoint, Format};
 use crate::EngineError;
@@ -9,6 +10,9 @@ use crate::quantization::{BLOCK, BLOCK_BYTES, Q8Block};
 
 /// Numbers converted at a time, on the stack.
 const PIECE: usize = 256;
+
+/// Numbers looked at together, in whole blocks.
+const FINITE_PIECE: usize = 1 << 18;
 
 /// A tensor in its file. Its pages are given back when it is dropped.
 pub(crate) struct RawTensor<'a> {
@@ -30,6 +34,7 @@ impl<'a> RawTensor<'a> {
     }
 
     /// The shape in the file.
+    #[cfg(test)]
     pub(crate) fn shape(&self) -> &'a [usize] {
         self.shape
     }
@@ -41,6 +46,12 @@ impl<'a> RawTensor<'a> {
 
     pub(crate) fn len(&self) -> usize {
         self.shape.iter().product()
+    }
+
+    /// Whether all numbers are finite. On every core, as a tensor can be a gigabyte.
+    pub(super) fn is_finite(&self) -> bool {
+        let piece = self.format.bytes(FINITE_PIECE);
+        self.bytes.par_chunks(piece).all(|piece| self.format.all_finite(piece))
     }
 
     /// The number at `index`, counted in row-major order.

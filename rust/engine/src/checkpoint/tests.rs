@@ -203,6 +203,61 @@ fn other_formats_are_refused_when_asked_for() {
 }
 
 #[test]
+fn sizes_of_tensors_that_are_not_read_may_be_anything() {
+    let mut parts = Parts::new();
+    parts.tensors.push(("k", vec![u64::MAX, 3], Q4_K, 0));
+    assert_eq!(open(&parts.bytes()).unwrap().elements(), u64::MAX);
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_refused_in_every_format() {
+    let (nan, infinity) = (f32::NAN, f32::NEG_INFINITY);
+    let half = |x: f32| f16::from_f32(x).to_le_bytes().to_vec();
+    let cases = [
+        (F32, 4, 63, nan.to_le_bytes().to_vec()),
+        (F32, 4, 0, infinity.to_le_bytes().to_vec()),
+        (F16, 2, 17, half(nan)),
+        (F16, 2, 63, half(infinity)),
+        (BF16, 2, 31, bf16::from_f32(nan).to_le_bytes().to_vec()),
+        (BF16, 2, 0, bf16::from_f32(infinity).to_le_bytes().to_vec()),
+        (Q8_0, quantization::BLOCK_BYTES, 1, half(nan)),
+        (Q8_0, quantization::BLOCK_BYTES, 0, half(infinity)),
+    ];
+    for (kind, size, at, number) in cases {
+        let block = if kind == Q8_0 { BLOCK } else { 1 };
+        let mut parts = Parts::holding(kind, vec![0x7b; 64 / block * size]);
+        parts.data.resize(parts.data.len() + 32, 0xff);
+        let file = open(&parts.bytes()).unwrap();
+        assert!(file.raw("x", &[2, 32]).is_ok() && file.any("x").is_ok(), "type {kind}");
+
+        parts.data[at * size..][..number.len()].copy_from_slice(&number);
+        let file = open(&parts.bytes()).unwrap();
+        for read in [file.raw("x", &[2, 32]), file.any("x")] {
+            let Err(error) = read else { panic!("type {kind} was read") };
+            let message = error.to_string();
+            assert!(message.contains("moshi-ctl-checkpoint-"), "{message}");
+            assert!(message.ends_with(": tensor `x` holds a value that is not finite"));
+            assert!(error.hint().unwrap().contains("download it again"));
+        }
+        // What reads no number does not mind.
+        assert!(file.format("x", &[2, 32]).is_ok() && file.describe("x").is_ok());
+    }
+}
+
+#[test]
+fn a_number_that_is_not_finite_is_found_anywhere_in_a_large_tensor() {
+    const LEN: usize = 600_000;
+    let mut parts = Parts::holding(BF16, vec![0; 2 * LEN]);
+    parts.tensors[0].1 = vec![LEN as u64];
+    for at in [0, 1, (1 << 18) - 1, 1 << 18, LEN - 1] {
+        assert!(open(&parts.bytes()).unwrap().raw("x", &[LEN]).is_ok());
+        parts.data[2 * at..][..2].copy_from_slice(&bf16::INFINITY.to_le_bytes());
+        assert!(open(&parts.bytes()).unwrap().raw("x", &[LEN]).is_err(), "number {at}");
+        parts.data[2 * at..][..2].fill(0);
+    }
+}
+
+#[test]
 fn metadata_of_every_type_is_passed() {
     let text = |value: &str| [&(value.len() as u64).to_le_bytes(), value.as_bytes()].concat();
     let array = |kind: u32, count: u64, values: &[u8]| {

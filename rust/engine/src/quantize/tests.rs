@@ -275,12 +275,17 @@ fn what_cannot_be_quantized_is_refused() {
     assert!(error.contains("`deep` has 5 dimensions"), "{error}");
 
     let two = vec![matrix, ("transformer.y.weight", Dtype::F32, vec![2, 32])];
-    for (kind, number) in [("nan", f32::NAN), ("infinite", f32::INFINITY), ("huge", 1e9)] {
+    for (kind, number, says) in [
+        ("nan", f32::NAN, "holds a value that is not finite"),
+        ("infinite", f32::INFINITY, "holds a value that is not finite"),
+        ("huge", 1e9, "has numbers that are too large for eight bits"),
+    ] {
         let error = refusal(kind, &two, |bytes| {
             let at = bytes.len() - 8;
             bytes[at..at + 4].copy_from_slice(&number.to_le_bytes());
         });
-        assert!(error.to_string().contains("`transformer.y.weight` has numbers"), "{error}");
+        let expected = format!("tensor `transformer.y.weight` {says}");
+        assert!(error.to_string().contains(&expected), "{error}");
     }
     let error = refusal("cut", &two, |bytes| bytes.truncate(bytes.len() - 1)).to_string();
     assert!(error.contains("cut off"), "{error}");

@@ -63,12 +63,18 @@ fn in_plain_words(message: &str) -> String {
     message
 }
 
+/// Characters of a key that are compared with those there are, which are far shorter.
+const LONGEST_KEY: usize = 100;
+
 /// "did you mean `x`?" for the candidate closest to `unknown`, or the candidates if none is close.
 pub(super) fn did_you_mean<'a>(
     unknown: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<String> {
     let candidates: Vec<&str> = candidates.collect();
+    // Nothing far longer is close, and finding out by how much takes its time.
+    let unknown =
+        unknown.char_indices().nth(LONGEST_KEY).map_or(unknown, |(end, _)| &unknown[..end]);
     let distance = |candidate: &str| {
         strsim::damerau_levenshtein(&unknown.to_lowercase(), &candidate.to_lowercase())
     };

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use moshi_ctl_core::one_line;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Finding};
@@ -29,20 +30,23 @@ impl Source {
             file: self.file.clone(),
             line: error.span().map(|span| line_of(text, span.start)),
             key: None,
-            message: format!("not valid TOML: {}", one_line(error.message())),
+            message: one_line(&format!("not valid TOML: {}", words(error.message()))),
             hint: None,
         })?;
         let table = table.into_inner();
-        self.remember(text, &mut Vec::new(), &table);
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+        self.remember(&ends, &mut Vec::new(), &table);
         Ok(table)
     }
 
-    fn remember(&mut self, text: &str, path: &mut Vec<String>, table: &DeTable<'_>) {
+    /// `ends`: where lines end, in order.
+    fn remember(&mut self, ends: &[usize], path: &mut Vec<String>, table: &DeTable<'_>) {
         for (key, value) in table {
             path.push(key.get_ref().to_string());
-            self.lines.insert(path.clone(), line_of(text, key.span().start));
+            let line = ends.partition_point(|end| *end < key.span().start) + 1;
+            self.lines.insert(path.clone(), line);
             if let DeValue::Table(table) = value.get_ref() {
-                self.remember(text, path, table);
+                self.remember(ends, path, table);
             }
             path.pop();
         }
@@ -52,7 +56,8 @@ impl Source {
     pub(super) fn locate(&self, finding: Finding) -> ConfigError {
         let Finding { key, message, hint } = finding;
         let line = (1..=key.len()).rev().find_map(|n| self.lines.get(&key[..n]).copied());
-        let key = (!key.is_empty()).then(|| key.join("."));
+        let key = (!key.is_empty()).then(|| one_line(&key.join(".")));
+        let (message, hint) = (one_line(&message), hint.as_deref().map(one_line));
         ConfigError { file: self.file.clone(), line, key, message, hint }
     }
 }
@@ -61,6 +66,56 @@ fn line_of(text: &str, offset: usize) -> usize {
     text.as_bytes()[..offset.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1
 }
 
-fn one_line(message: &str) -> String {
+/// The parser's message without its line breaks.
+fn words(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> BTreeMap<Vec<String>, usize> {
+        let mut source = Source::new(Path::new("config.toml"));
+        source.parse(text).unwrap();
+        source.lines
+    }
+
+    #[test]
+    fn keys_are_found_on_their_lines() {
+        let lines = lines("a = 1\r\n\n[b]\n# c\nc.d = 2 # e\n\"f\\ng\" = { h = 3 }");
+        let line = |path: &[&str]| {
+            lines.get(&path.iter().map(ToString::to_string).collect::<Vec<_>>()).copied()
+        };
+        assert_eq!(line(&["a"]), Some(1));
+        assert_eq!(line(&["b"]), Some(3));
+        assert_eq!(line(&["b", "c", "d"]), Some(5));
+        assert_eq!(line(&["b", "f\ng", "h"]), Some(6));
+    }
+
+    #[test]
+    fn an_error_is_one_line_whatever_a_key_is() {
+        let mut source = Source::new(Path::new("config.toml"));
+        let key = "a\nb\u{1b}".repeat(1000);
+        source.parse("x = 1").unwrap();
+        let error = source.locate(Finding::new(&[&key], key.clone()).with_hint(key.clone()));
+        for text in [error.to_string(), error.hint.unwrap()] {
+            assert!(!text.contains(char::is_control) && text.len() < 2000, "{text}");
+        }
+    }
+
+    #[test]
+    fn many_keys_take_little_and_deep_ones_are_refused() {
+        // A search for each key through all lines before it would take minutes.
+        let many: String = (0..100_000).map(|n| format!("k{n} = 0\n")).collect();
+        assert_eq!(lines(&many).len(), 100_000);
+        // The parser sees to it that nothing nests deeper.
+        let mut source = Source::new(Path::new("config.toml"));
+        for deep in
+            [format!("{}z = 1", "a.".repeat(100_000)), "z = ".to_string() + &"[".repeat(100_000)]
+        {
+            let error = source.parse(&deep).unwrap_err().to_string();
+            assert!(error.contains("not valid TOML: "), "{error}");
+        }
+    }
 }

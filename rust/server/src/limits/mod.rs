@@ -125,6 +125,10 @@ pub(crate) const OGG_PACKET_BYTES: usize = 4 << 20;
 /// Sample rates of audio files, in Hz.
 pub(crate) const FILE_RATES_HZ: std::ops::RangeInclusive<u32> = 1_000..=384_000;
 
+/// Audio of one file, in samples: a day. Silence compresses to nothing, so the length of a body says
+/// little about how long it would keep its lane.
+pub(crate) const FILE_SAMPLES: u64 = 24 * 3600 * SAMPLE_RATE_HZ as u64;
+
 /// How long a POST waits for a free lane before it is refused.
 pub(crate) const POST_LANE_WAIT: Duration = Duration::from_millis(300);
 
