@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -41,15 +42,20 @@ def start(demo_dir: Path, tmp_path: Path) -> Start:
     """Starts workers of the demo model with lanes enough for clean streams and their neighbours.
 
     Keyword arguments are limits, as in the configuration's section, but for `lanes` of each module,
-    `modules`, of which the second is at `SECOND_PATH`, and `open_files`, the file descriptors that
-    the process may have.
+    `modules`, of which the second is at `SECOND_PATH`, `open_files`, the file descriptors that the
+    process may have, and `env`, what its environment has besides.
     """
 
     @contextmanager
     def start(
-        *, lanes: int = LANES, modules: int = 1, open_files: int | None = None, **limits: float
+        *,
+        lanes: int = LANES,
+        modules: int = 1,
+        open_files: int | None = None,
+        env: Mapping[str, str] | None = None,
+        **limits: float,
     ) -> Iterator[Worker]:
-        lines = "".join(f"{name} = {value}\n" for name, value in limits.items())
+        lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in limits.items())
         config = configs.demo(
             tmp_path,
             ("batch_size = 4", f"batch_size = {lanes}"),
@@ -59,8 +65,8 @@ def start(demo_dir: Path, tmp_path: Path) -> Start:
             text = config.read_text()
             module = text[text.index("[modules.asr]") :].replace("[modules.asr", "[modules.second")
             config.write_text(text + module.replace(DEFAULT_PATH, SECOND_PATH))
-        env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-        with worker(config, cwd=tmp_path, env=env, open_files=open_files) as started:
+        all_env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY, **(env or {})}
+        with worker(config, cwd=tmp_path, env=all_env, open_files=open_files) as started:
             yield started
 
     return start

@@ -22,6 +22,7 @@ PROTOCOL_ERROR = 1002
 POLICY = 1008
 TOO_BIG = 1009
 UNSUPPORTED = 1003
+GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
 
@@ -43,15 +44,16 @@ class Outcome:
     code: int | None = None
 
 
-def join(port: int, *, receive_buffer_bytes: int | None = None) -> RawWebSocket:
+def join(port: int, *, key: str = KEY, receive_buffer_bytes: int | None = None) -> RawWebSocket:
     """A session that has a lane.
 
     Args:
         port: The server's.
+        key: Whose it is.
         receive_buffer_bytes: See `raw_websocket.dial`.
     """
     session = raw_websocket.connect(
-        port, DEFAULT_PATH, AUTHORIZED, receive_buffer_bytes=receive_buffer_bytes
+        port, DEFAULT_PATH, [("kyutai-api-key", key)], receive_buffer_bytes=receive_buffer_bytes
     )
     try:
         first = next_event(session)
@@ -108,3 +110,14 @@ def assert_explained(end: Outcome, *codes: int) -> None:
     assert len(end.errors) == 1, end
     assert end.errors[0].strip(), end
     assert end.code in codes, end
+
+
+def post(port: int, *parts: bytes, **fields: str) -> tuple[int, dict[str, str]]:
+    """The head of the answer to a POST whose body comes in these parts, or not at all."""
+    headers = [(name.replace("_", "-"), value) for name, value in fields.items()]
+    with raw_websocket.dial(port) as client:
+        head = raw_websocket.post_request(port, [*AUTHORIZED, *headers])
+        with contextlib.suppress(OSError):
+            for part in (head, *parts):
+                client.socket.sendall(part)
+        return client.read_head()

@@ -315,11 +315,14 @@ class RawWebSocket:
         self._received += piece
 
 
-def dial(port: int, *, receive_buffer_bytes: int | None = None) -> RawWebSocket:
+def dial(
+    port: int, *, address: str = "127.0.0.1", receive_buffer_bytes: int | None = None
+) -> RawWebSocket:
     """A TCP connection on loopback, before the handshake.
 
     Args:
         port: Where to.
+        address: Where from; all of 127.0.0.0/8 is loopback.
         receive_buffer_bytes: What the kernel holds for us unread, about 2 KiB at least.
     """
     plain = socket.socket()
@@ -328,6 +331,7 @@ def dial(port: int, *, receive_buffer_bytes: int | None = None) -> RawWebSocket:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer_bytes is not None:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        plain.bind((address, 0))
         plain.connect(("127.0.0.1", port))
     except BaseException:
         plain.close()

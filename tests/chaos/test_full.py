@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from chaos import raw_websocket
+from chaos import raw_session, raw_websocket
 from chaos.clean_streams import FreshServers, Heard, clean_streams, hear, minutes_of_speech
 from chaos.conftest import SECOND_PATH, Start
 from chaos.processes import lanes_in_use, open_descriptors
@@ -55,7 +55,7 @@ def test_everybody_beyond_the_lanes_is_told_at_once_and_counted(
                 assert_explained(end, TRY_AGAIN_LATER)
                 assert end.errors == ["no free channels"]
                 began = time.monotonic()
-                status, headers = post_head(server.port, stack)
+                status, headers = raw_session.post(server.port, Content_Length="1000000")
                 took_s.append(time.monotonic() - began)
                 assert status in {429, 503}
                 assert int(headers["retry-after"]) > 0
@@ -69,15 +69,6 @@ def test_everybody_beyond_the_lanes_is_told_at_once_and_counted(
         wait_until(lambda: lanes_in_use(server) == 0)
         with clean_streams(server.url, audio, expected, count=LANES):
             pass
-
-
-def post_head(port: int, stack: contextlib.ExitStack) -> tuple[int, dict[str, str]]:
-    """The head of the answer to a POST whose body does not come."""
-    client = stack.enter_context(raw_websocket.dial(port))
-    client.socket.sendall(
-        raw_websocket.post_request(port, [*AUTHORIZED, ("Content-Length", "1000000")])
-    )
-    return client.read_head()
 
 
 def test_a_crowd_at_the_door_gets_no_lane(start: Start) -> None:

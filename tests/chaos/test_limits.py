@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from chaos import malformed, raw_websocket
+from chaos import malformed, raw_session, raw_websocket
 from chaos.clean_streams import Heard, clean_streams
 from chaos.conftest import Start
 from chaos.processes import lanes_in_use, open_descriptors, resident_bytes
@@ -101,17 +101,6 @@ def post(server: Worker, body: bytes) -> Answer:
     return request(server.port, "POST", DEFAULT_PATH, body, {"kyutai-api-key": KEY})
 
 
-def post_raw(server: Worker, *parts: bytes, **fields: str) -> tuple[int, dict[str, str]]:
-    """The head of the answer to a POST whose body comes as these bytes, or not at all."""
-    headers = [(name.replace("_", "-"), value) for name, value in fields.items()]
-    with raw_websocket.dial(server.port) as client:
-        head = raw_websocket.post_request(server.port, [*AUTHORIZED, *headers])
-        with contextlib.suppress(OSError):
-            for part in (head, *parts):
-                client.socket.sendall(part)
-        return client.read_head()
-
-
 def test_bodies_at_their_limit(start: Start) -> None:
     with start(body_mb=1) as server:
         assert post(server, wav_of(LIMIT - 1)).status == 200
@@ -120,11 +109,11 @@ def test_bodies_at_their_limit(start: Start) -> None:
         assert answer.status == 413
         assert str(LIMIT).encode() in answer.body
         # Before it comes, where it is announced.
-        status, _ = post_raw(server, Content_Length=str(1 << 40))
+        status, _ = raw_session.post(server.port, Content_Length=str(1 << 40))
         assert status == 413
         # In pieces whose sum nobody announced.
         chunk = b"%x\r\n%b\r\n" % (100_000, bytes(100_000))
-        status, _ = post_raw(server, *[chunk] * 11, Transfer_Encoding="chunked")
+        status, _ = raw_session.post(server.port, *[chunk] * 11, Transfer_Encoding="chunked")
         assert status == 413
 
 
@@ -152,7 +141,7 @@ def test_bodies_are_not_held_beyond_what_all_may_take(start: Start) -> None:
 
 def test_a_body_that_stalls_is_given_up(start: Start) -> None:
     with start(body_idle_s=1) as server:
-        assert post_raw(server, bytes(1000), Content_Length="100000")[0] == 408
+        assert raw_session.post(server.port, bytes(1000), Content_Length="100000")[0] == 408
         assert lanes_in_use(server) == 0
 
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from chaos import vanishing
 from chaos.clean_streams import Heard, clean_streams, say
 from chaos.conftest import LANES, Start
 from chaos.processes import lanes_in_use, open_descriptors
 from chaos.proxy import BlackHole, Direction, Stall, proxy
 from chaos.raw_session import POLICY, assert_explained, ending, join
 from moshi_ctl.protocol import Samples, encode_audio
-from support import exposition
+from support import exposition, vanishing
 from support.waiting import wait_until
-from support.worker import Worker
+from support.worker import KEY, Worker
 
-CYCLES = [400, pytest.param(10_000, marks=pytest.mark.soak)]
+CYCLES = 400
 KILLED_AT_ONCE = LANES // 2
 KILLS = 6
 SEED = 17
-TESTS = Path(__file__).parents[1]
 
 
 def until_nobody_is_left(server: Worker, descriptors: int) -> None:
@@ -49,22 +43,15 @@ def assert_every_session_ended(server: Worker) -> None:
     assert counted["moshi_sessions_total"] == counted["moshi_sessions_ended_total"] > 0
 
 
-@pytest.mark.parametrize("cycles", CYCLES)
 def test_at_any_stage_in_any_way(
-    crowded: Worker, audio: Samples, expected: Heard, descriptors: int, cycles: int
+    crowded: Worker, audio: Samples, expected: Heard, descriptors: int
 ) -> None:
-    dice = random.Random(SEED)
+    luck = random.Random(SEED)
     with clean_streams(crowded.url, audio, expected) as streams:
-        for _ in range(cycles):
-            stage = dice.choice(list(vanishing.STAGES))
-            end = dice.choice(list(vanishing.ENDS))
+        for _ in range(CYCLES):
             # Clients that vanished without a word may still have their lane for a moment.
             wait_until(lambda: lanes_in_use(crowded) < LANES, poll_s=0.005)
-            client = vanishing.STAGES[stage](crowded.port, dice)
-            # A server that was faster may have closed or reset the connection already.
-            with contextlib.suppress(OSError):
-                vanishing.ENDS[end](client)
-            client.socket.close()
+            vanishing.come_and_go(crowded.port, KEY, 1, luck)
     assert streams.sessions >= 2
     until_nobody_is_left(crowded, descriptors)
     assert say(crowded.url, audio) == expected
@@ -77,19 +64,7 @@ def test_with_the_process_they_are_in(
 ) -> None:
     with clean_streams(crowded.url, audio, expected):
         for seed in range(KILLS):
-            arguments = map(str, (crowded.port, seed, KILLED_AT_ONCE))
-            with subprocess.Popen(
-                [sys.executable, "-m", "chaos.vanishing", *arguments],
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])},
-            ) as process:
-                try:
-                    assert process.stdout is not None
-                    assert process.stdout.readline() == f"{KILLED_AT_ONCE}\n"
-                    assert lanes_in_use(crowded) > 0
-                finally:
-                    process.kill()
+            vanishing.killed(crowded.port, KEY, KILLED_AT_ONCE, seed)
     until_nobody_is_left(crowded, descriptors)
     assert_every_session_ended(crowded)
 

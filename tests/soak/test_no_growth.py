@@ -6,7 +6,6 @@ passes everything fails here.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from soak import amounts
 from support.crowd import KINDS, Crowd, Target
 from support.exposition import sums
+from support.faults import failing, needs_faults
 from support.growth import Growth, Reading
 from support.worker import KEY, worker
 
@@ -28,11 +28,6 @@ LEAK = 4_096
 # One that stays behind in two hundred sessions would exhaust the usual limit in a day.
 MOST_DESCRIPTORS = 0.005
 MOST_THREADS = 0.005
-
-FAULTS = Path(sys.prefix, "faults")
-needs_faults = pytest.mark.skipif(
-    not FAULTS.is_dir(), reason="no build that can leak on purpose: make faults"
-)
 
 
 def readings(demo_dir: Path, sessions: int, env: dict[str, str] | None = None) -> list[Reading]:
@@ -52,7 +47,7 @@ def readings(demo_dir: Path, sessions: int, env: dict[str, str] | None = None) -
 
 def leaking(leak_bytes: int) -> dict[str, str]:
     """A worker that loses so many bytes whenever a lane is reset."""
-    return {"PYTHONPATH": str(FAULTS), "MOSHI_FAULT": f"leak:{leak_bytes}"}
+    return failing(f"leak:{leak_bytes}")
 
 
 def test_some_sessions_leave_nothing_behind(demo_dir: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from chaos.processes import lanes_in_use
 from moshi_ctl.protocol import FRAME_S
 from soak import amounts
 from support.crowd import NoLaneError, Target, connected, received
@@ -47,10 +48,6 @@ async def knock_until(end_s: float, target: Target) -> int:
     return refused
 
 
-def used_lanes(server: Worker) -> int:
-    return int(server.modules()[0]["used_slots"])
-
-
 def steps(server: Worker, most_s: float) -> tuple[float, float]:
     """How many steps took no longer, and how many there were, as the server counts them."""
     buckets = {
@@ -75,7 +72,7 @@ def test_who_was_let_in_keeps_real_time(demo_dir: Path) -> None:
             speaking = [
                 asyncio.create_task(client.speak(server.url, KEY, seconds)) for client in clients
             ]
-            await asyncio.to_thread(wait_until, lambda: used_lanes(server) == LANES)
+            await asyncio.to_thread(wait_until, lambda: lanes_in_use(server) == LANES)
             refused = await knock_until(time.monotonic() + seconds - 1, target)
             await asyncio.gather(*speaking)
             return refused

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from chaos.processes import lanes_in_use
 from soak import amounts
 from support import vanishing
 from support.crowd import Crowd, Target, speak
@@ -24,7 +25,7 @@ MOST_THREADS = 0.005
 
 
 def wait_until_nobody_is_there(server: Worker) -> None:
-    wait_until(lambda: server.modules()[0]["used_slots"] == "0")
+    wait_until(lambda: lanes_in_use(server) == 0)
 
 
 @pytest.mark.soak

@@ -18,11 +18,11 @@ import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from moshi_ctl.client import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, encode_audio, encode_marker
 from support import speech
 from support.growth import Reading
 
-PATH = "/api/asr-streaming"
 KEY_HEADER = "kyutai-api-key"
 SESSION_TIMEOUT_S = 60.0
 # More than the model's delay, which a marker waits for.
@@ -50,7 +50,7 @@ class Target:
 
     @property
     def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}{PATH}"
+        return f"ws://127.0.0.1:{self.port}{DEFAULT_PATH}"
 
 
 @cache
@@ -149,7 +149,7 @@ async def exchange(target: Target, body: bytes) -> tuple[int, bytes]:
     reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
     try:
         head = (
-            f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+            f"POST {DEFAULT_PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
             f"{KEY_HEADER}: {target.key}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         writer.write(head.encode() + body)

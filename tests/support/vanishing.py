@@ -21,8 +21,9 @@ import numpy as np
 import soundfile
 from websockets.frames import Frame, Opcode
 
+from moshi_ctl.client import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, encode_audio, encode_marker
-from support.crowd import KEY_HEADER, PATH
+from support.crowd import KEY_HEADER
 
 TIMEOUT_S = 30.0
 
@@ -31,7 +32,7 @@ _FILE_S = 4
 
 
 def _head(key: str, method: str, *lines: str) -> bytes:
-    head = [f"{method} {PATH} HTTP/1.1", "Host: 127.0.0.1", f"{KEY_HEADER}: {key}", *lines]
+    head = [f"{method} {DEFAULT_PATH} HTTP/1.1", "Host: 127.0.0.1", f"{KEY_HEADER}: {key}", *lines]
     return "\r\n".join([*head, "", ""]).encode()
 
 
@@ -56,15 +57,22 @@ def binary_frame(message: bytes) -> bytes:
     return Frame(Opcode.BINARY, message).serialize(mask=True)
 
 
-def _audio(frames: int) -> bytes:
-    return binary_frame(encode_audio(np.full(frames * FRAME_SAMPLES, 0.1, dtype=np.float32)))
+def _audio(frames: float) -> bytes:
+    return encode_audio(np.full(round(frames * FRAME_SAMPLES), 0.1, dtype=np.float32))
 
 
 class Client:
-    """A connection that somebody has begun."""
+    """A connection that somebody has begun.
 
-    def __init__(self, port: int, key: str) -> None:
+    Args:
+        port: Where to, on loopback.
+        key: A key that is taken there.
+        luck: Decides how far within a stage it comes.
+    """
+
+    def __init__(self, port: int, key: str, luck: random.Random | None = None) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        self._luck = luck or random.Random(0)
         self._key = key
         self._upgraded = False
 
@@ -91,6 +99,9 @@ class Client:
     def _send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
+    def _send_a_part_of(self, data: bytes) -> None:
+        self._send(data[: self._luck.randrange(1, len(data))])
+
     def _read_until(self, end: bytes) -> None:
         read = b""
         while end not in read:
@@ -102,10 +113,14 @@ class Client:
         pass
 
     def _in_its_request(self) -> None:
-        self._send(_upgrade(self._key)[:60])
+        self._send_a_part_of(_upgrade(self._key))
 
     def _before_the_answer(self) -> None:
         self._send(_upgrade(self._key))
+
+    def _refused(self) -> None:
+        self._send(_upgrade(f"not {self._key}"))
+        self._read_until(b"HTTP/1.1 401")
 
     def _connected(self) -> None:
         self._send(_upgrade(self._key))
@@ -120,19 +135,27 @@ class Client:
 
     def _in_a_message(self) -> None:
         self._connected()
-        message = _audio(1)
-        self._send(message[: len(message) // 2])
+        self._send_a_part_of(binary_frame(_audio(2)))
+
+    def _between_frames(self) -> None:
+        """Of one message, and with another frame between them."""
+        self._connected()
+        first = Frame(Opcode.BINARY, _audio(1), fin=False)
+        for frame in (first, Frame(Opcode.CONT, b"", fin=False), Frame(Opcode.PING, b"")):
+            self._send(frame.serialize(mask=True))
 
     def _speaking(self) -> None:
         self._connected()
-        self._send(_audio(12))
+        self._send(binary_frame(_audio(self._luck.uniform(0.1, 30))))
 
-    def _waiting_for_a_marker(self) -> None:
+    def _waiting_for_markers(self) -> None:
         self._connected()
-        self._send(_audio(3) + binary_frame(encode_marker(1)))
+        self._send(binary_frame(_audio(self._luck.uniform(0.1, 4))))
+        for number in range(self._luck.randrange(1, 20)):
+            self._send(binary_frame(encode_marker(number)))
 
     def _in_a_body(self) -> None:
-        self._post(_file()[: len(_file()) // 2])
+        self._post(_file()[: self._luck.randrange(len(_file()))])
 
     def _before_the_transcript(self) -> None:
         self._post(_file())
@@ -142,8 +165,9 @@ class Client:
 
 
 STAGES = (
-    *("silent", "in_its_request", "before_the_answer", "connected", "ready", "in_a_message"),
-    *("speaking", "waiting_for_a_marker", "in_a_body", "before_the_transcript"),
+    *("silent", "in_its_request", "before_the_answer", "refused", "connected", "ready"),
+    *("in_a_message", "between_frames", "speaking", "waiting_for_markers"),
+    *("in_a_body", "before_the_transcript"),
 )
 WAYS = ("close", "fin", "half", "rst")
 
@@ -152,7 +176,7 @@ def come_and_go(port: int, key: str, count: int, luck: random.Random) -> None:
     """So many clients, one after the other, each at a stage and in a way that `luck` chooses."""
     for _ in range(count):
         stage, way = luck.choice(STAGES), luck.choice(WAYS)
-        client = Client(port, key)
+        client = Client(port, key, luck)
         try:
             client.go_to(stage)
             client.vanish(way)
@@ -179,7 +203,7 @@ def killed(port: int, key: str, count: int, seed: int) -> None:
 def _stay(arguments: Sequence[str]) -> None:
     port, key, count, seed = int(arguments[0]), arguments[1], int(arguments[2]), int(arguments[3])
     luck = random.Random(seed)
-    clients = [Client(port, key) for _ in range(count)]
+    clients = [Client(port, key, luck) for _ in range(count)]
     for client in clients:
         client.go_to(luck.choice(STAGES))
     print("there", flush=True)
