@@ -149,9 +149,12 @@ def test_a_file_through_the_client_equals_the_same_as_a_post(server: Worker) -> 
 
     transcript = asyncio.run(streamed())
     posted = post(server, path.read_bytes())
-    words = [message["text"] for message in posted if message["type"] == "Word"]
-    assert words == [word.text for word in transcript.words]
-    starts = [message["start_time"] for message in posted if message["type"] == "Word"]
+    words = [message for message in posted if message["type"] == "Word"]
+    # A file has an end, so a word that nothing follows is said; a stream could go on.
+    assert len(words) - len(transcript.words) in (0, 1)
+    words = words[: len(transcript.words)]
+    assert [message["text"] for message in words] == [word.text for word in transcript.words]
+    starts = [message["start_time"] for message in words]
     assert starts == pytest.approx([word.start_time for word in transcript.words], abs=1e-3)
     assert {message["type"] for message in posted} <= {"Word", "EndWord"}
 

@@ -104,7 +104,6 @@ def test_everybody_is_told_of_a_model_that_failed_and_the_worker_ends(
 
 
 @needs_faults
-@pytest.mark.xfail(reason="its connection is cut when the worker ends, without an answer")
 def test_a_body_on_its_way_to_a_model_that_failed_is_answered(start: Start) -> None:
     with start(lanes=2, env=failing("error@1")) as server, raw_websocket.dial(server.port) as half:
         headers = [*AUTHORIZED, ("Content-Length", "100000")]

@@ -7,11 +7,13 @@ use moshi_ctl_core::units::SAMPLE_RATE_HZ;
 use symphonia::core::audio::GenericAudioBufferRef;
 use symphonia::core::codecs::audio::{AudioDecoder, AudioDecoderOptions};
 use symphonia::core::errors::Error as SymphoniaError;
-use symphonia::core::formats::probe::Hint;
+use symphonia::core::formats::probe::{Hint, Probe};
 use symphonia::core::formats::{FormatOptions, FormatReader, TrackType};
 use symphonia::core::io::MediaSourceStream;
 use symphonia::core::meta::MetadataOptions;
+use symphonia::default::formats::{FlacReader, MpaReader, WavReader};
 
+use crate::containers::Container;
 use crate::limits::{FILE_RATES_HZ, FILE_SAMPLES};
 use crate::ogg_opus::{OggOpusDecoder, OggOpusError};
 use crate::ogg_vorbis::{Decoded, OggVorbisDecoder, OggVorbisError};
@@ -142,10 +144,26 @@ struct AudioFile {
 impl AudioFile {
     fn open(file: Bytes) -> Result<Self, AudioFileError> {
         let unknown = |error: SymphoniaError| AudioFileError::Unknown(error.to_string());
-        let stream = MediaSourceStream::new(Box::new(Cursor::new(file)), Default::default());
-        let format = symphonia::default::get_probe()
-            .probe(&Hint::new(), stream, FormatOptions::default(), MetadataOptions::default())
-            .map_err(unknown)?;
+        let options = FormatOptions::default();
+        let source = |file| MediaSourceStream::new(Box::new(Cursor::new(file)), Default::default());
+        let container =
+            Container::of(file).map_err(|why| AudioFileError::Unknown(why.to_string()))?;
+        let format: Box<dyn FormatReader> = match container {
+            Container::Wav(file) => {
+                Box::new(WavReader::try_new(source(file), options).map_err(unknown)?)
+            }
+            Container::Flac(file) => {
+                Box::new(FlacReader::try_new(source(file), options).map_err(unknown)?)
+            }
+            // MP3s have no beginning of their own, and are searched for.
+            Container::Other(file) => {
+                let mut probe = Probe::default();
+                probe.register_format::<MpaReader<'_>>();
+                probe
+                    .probe(&Hint::new(), source(file), options, MetadataOptions::default())
+                    .map_err(unknown)?
+            }
+        };
         let track = format
             .default_track(TrackType::Audio)
             .ok_or_else(|| AudioFileError::Unknown("it has no audio track".into()))?;

@@ -7,6 +7,7 @@ mod build_info;
 mod close_code;
 pub mod config;
 mod connections;
+mod containers;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gpu;

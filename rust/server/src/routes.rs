@@ -223,7 +223,10 @@ async fn file(
     let answer = async {
         tracing::info!(%peer, "a file comes in");
         wait_for_a_lane(&app, &module).await?;
-        let body = app.bodies.receive(body, &app.limits).await?;
+        let body = tokio::select! {
+            body = app.bodies.receive(body, &app.limits) => body?,
+            end = module.lanes.until_over() => return Err(end.into()),
+        };
         module.metrics().received(body.bytes.len());
         app.metrics.key_sessions(&key.name).inc();
         let words = transcribe(&module.lanes, visitor, body.bytes.clone()).await?;

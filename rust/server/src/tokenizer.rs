@@ -3,9 +3,13 @@
 //! The messages below are the part of `sentencepiece_model.proto` (google/sentencepiece) that
 //! decoding needs, annotated by hand so that no protoc is needed.
 
+use std::io::Read;
 use std::path::Path;
 
 use prost::Message;
+
+/// Largest file of a tokenizer; those in use have less than one MiB.
+const MOST_BYTES: u64 = 64 << 20;
 
 /// Stands for a space inside a piece.
 const SPACE_SYMBOL: char = '\u{2581}';
@@ -88,8 +92,7 @@ impl TextDecoder {
             message: format!("text_tokenizer_file: `{}` {what}", file.display()),
             hint: "use the SentencePiece model (.model) published with the language model".into(),
         };
-        let bytes =
-            std::fs::read(file).map_err(|cause| error(format!("cannot be read: {cause}")))?;
+        let bytes = read(file).map_err(|cause| error(format!("cannot be read: {cause}")))?;
         let decoder = Self::parse(&bytes)
             .map_err(|cause| error(format!("is not a SentencePiece model: {cause}")))?;
         if decoder.pieces.len() < vocab_size {
@@ -168,6 +171,17 @@ impl PieceProto {
             Kind::Normal | Kind::UserDefined | Kind::Unused => Piece::Text(self.piece?),
         })
     }
+}
+
+/// Reads a file, unless it is far too large for a tokenizer: another model's, named by mistake.
+fn read(file: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(file)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        let what = format!("it has more than {} MiB", MOST_BYTES >> 20);
+        return Err(std::io::Error::other(what));
+    }
+    Ok(bytes)
 }
 
 /// Appends `bytes` as UTF-8, one replacement character for every byte that is not, and empties it.
@@ -256,5 +270,9 @@ mod tests {
             let message = TextDecoder::load(&file, 4).unwrap_err().message;
             assert!(message.contains("bad.model") && message.contains(expected), "{message}");
         }
+        // Sparse, so it takes no room.
+        std::fs::File::create(&file).unwrap().set_len(MOST_BYTES + 1).unwrap();
+        let message = TextDecoder::load(&file, 4).unwrap_err().message;
+        assert!(message.contains("cannot be read: it has more than 64 MiB"), "{message}");
     }
 }

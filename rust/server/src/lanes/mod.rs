@@ -79,6 +79,8 @@ pub(crate) struct Lanes {
     work: Condvar,
     /// Rings when a lane became free.
     freed: Notify,
+    /// Rings when nobody is served any more.
+    ended: Notify,
     /// Frames between a sound and the text for it.
     delay: usize,
     limits: Limits,
@@ -138,6 +140,7 @@ impl Lanes {
             state: Mutex::new(State { lanes, overloaded: false, over: None }),
             work: Condvar::new(),
             freed: Notify::new(),
+            ended: Notify::new(),
             delay,
             limits: *limits,
             text,
@@ -156,6 +159,18 @@ impl Lanes {
     /// Why no session is served any more, if that is so.
     pub(crate) fn over(&self) -> Option<String> {
         self.state().over.clone()
+    }
+
+    /// Waits until no session is served any more, and says why.
+    pub(crate) async fn until_over(&self) -> JoinError {
+        loop {
+            // Registered before looking, so that no end in between is missed.
+            let ended = self.ended.notified();
+            if let Some(reason) = self.over() {
+                return JoinError::Unavailable(reason);
+            }
+            ended.await;
+        }
     }
 
     pub(crate) fn metrics(&self) -> &ModuleMetrics {
@@ -299,6 +314,7 @@ impl Lanes {
         state.lanes.iter_mut().flatten().for_each(end);
         self.work.notify_one();
         self.freed.notify_waiters();
+        self.ended.notify_waiters();
     }
 
     fn leave(&self, index: usize, visitor: Visitor, end: SessionEnd) {
