@@ -36,7 +36,7 @@ unexport PYTHONHOME PYTHONPATH
 MANIFEST := --manifest-path rust/Cargo.toml
 RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' \) -print)
 
-.PHONY: help setup faults demo test soak lint format docs bench wheel clean
+.PHONY: help setup faults demo test soak fuzz lint format docs bench wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +79,10 @@ test: setup faults ## Run all tests, Rust's and Python's
 soak: setup faults ## Run the tests that take minutes to hours
 	@python -m pytest tests/soak tests/chaos -m soak -s
 
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/tools ## Fuzz what reads what others wrote, FUZZ_SECONDS (60) for each target
+	@python scripts/fuzz.py --seconds $(FUZZ_SECONDS)
+
 lint: setup ## Check format, lints and types of everything
 	cargo fmt $(MANIFEST) --all --check
 	cargo clippy --locked $(MANIFEST) --workspace --all-targets --release -- -D warnings
@@ -103,4 +107,4 @@ wheel: $(VENV)/tools ## Build the wheel for this platform into dist/
 	maturin build --release --locked --out dist
 
 clean: ## Remove what the other verbs made, the environment included
-	rm -rf rust/target dist $(VENV) $(DEMO_DIR)
+	rm -rf rust/target rust/fuzz/target dist $(VENV) $(DEMO_DIR)

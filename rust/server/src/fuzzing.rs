@@ -165,7 +165,7 @@ pub fn token(bytes: &[u8]) {
 const SECRET: &str = "a secret of thirty-two bytes or more";
 
 #[path = "../tests/support/token.rs"]
-#[allow(dead_code, clippy::unwrap_used, reason = "shared with tests")]
+#[allow(dead_code, clippy::unwrap_used, clippy::duplicate_mod, reason = "shared with tests")]
 mod made;
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub enum KeyError {
     #[error("holds an empty key, at place {0}")]
     Empty(usize),
     /// In logs and metrics it would look like something else.
-    #[error("calls a key `{0}`, a name that this server uses itself")]
+    #[error("calls a key `{0}`, which is a name of the server's own")]
     Reserved(Arc<str>),
     /// Two keys could not be told apart in logs and metrics.
     #[error("holds two keys called `{0}`")]

@@ -168,7 +168,7 @@ where
             Ok(Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Text(_)))) => continue,
         };
         seat.metrics().received(message.len());
-        if let Err(end) = take(&message, seat, limits, &mut opus).await {
+        if let Err(end) = take(message, seat, limits, &mut opus).await {
             return end;
         }
         // Only now: waiting for room in the lane is not the peer's silence.
@@ -177,7 +177,7 @@ where
 }
 
 async fn take(
-    bytes: &Bytes,
+    bytes: Bytes,
     seat: &Seat,
     limits: &Limits,
     opus: &mut OggOpusDecoder,
@@ -188,10 +188,12 @@ async fn take(
         return Err(refused(error, close_code::TOO_BIG));
     }
     let invalid = |error: String| refused(error, close_code::INVALID_DATA);
-    let message = protocol::decode(bytes).map_err(|error| match error {
+    let message = protocol::decode(&bytes).map_err(|error| match error {
         DecodeError::UnknownType(_) => refused(error.to_string(), close_code::UNSUPPORTED),
         DecodeError::Malformed(_) => invalid(error.to_string()),
     })?;
+    // Decoded, it may be four times as long, and wait here for room in its lane.
+    drop(bytes);
     match message {
         InMsg::Init => {
             *opus = OggOpusDecoder::default();

@@ -345,3 +345,11 @@ fn a_file_that_is_not_there_is_named() {
     let error = Config::load(Path::new("/nonexistent/c.toml"), |_| None).unwrap_err();
     assert!(error.to_string().starts_with("/nonexistent/c.toml: cannot be read"), "{error}");
 }
+
+#[test]
+fn a_file_without_end_is_not_read_to_it() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, &[b'#'; (1 << 20) + 1]).unwrap();
+    let error = Config::load(file.path(), |_| None).unwrap_err().to_string();
+    assert!(error.contains("over 1048576 bytes"), "{error}");
+}

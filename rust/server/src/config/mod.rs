@@ -9,6 +9,7 @@ mod source;
 mod values;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 use moshi_ctl_core::{DeviceName, LmShape, Precision, units};
@@ -22,6 +23,7 @@ pub use values::BatchSize;
 
 pub use crate::limits::{Count, Kibibytes, Limits, MAX_LANES, Mebibytes, Seconds, limits_table};
 
+use crate::limits::CONFIG_BYTES;
 use crate::secret::ApiKey;
 use error::Finding;
 use source::Source;
@@ -195,7 +197,7 @@ impl Config {
     /// # Errors
     /// Says what is wrong, on which line, and what to do about it.
     pub fn load(path: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError {
+        let text = read_file(path).map_err(|error| ConfigError {
             file: path.to_path_buf(),
             line: None,
             key: None,
@@ -253,6 +255,17 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// The text of a file that is no longer than a configuration may be.
+fn read_file(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let most = CONFIG_BYTES as u64;
+    std::fs::File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() > CONFIG_BYTES {
+        return Err(std::io::Error::other(format!("it is over {most} bytes long")));
+    }
+    Ok(text)
 }
 
 /// Everything but the modules, whose schema depends on their type.

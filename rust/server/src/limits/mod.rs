@@ -42,7 +42,8 @@ macro_rules! limits {
 }
 
 limits! {
-    /// Largest WebSocket message. A longer one ends its session: `Error`, close code 1009.
+    /// Largest WebSocket message. A longer one ends its session: `Error`, close code 1009. A session
+    /// may take four times as much memory, for samples sent as small integers.
     message_mb: Mebibytes = 16.0;
     /// Largest body of a POST. A longer one is answered with 413.
     body_mb: Mebibytes = 100.0;
@@ -103,6 +104,9 @@ impl Limits {
         self.audio_ahead_s.times(FRAME_RATE_HZ) + (30.0 * FRAME_RATE_HZ) as usize
     }
 }
+
+/// Bytes of a configuration; the longest in the field has some thousand.
+pub(crate) const CONFIG_BYTES: usize = 1 << 20;
 
 /// Lanes of a module; one device serves far fewer.
 pub const MAX_LANES: usize = 4096;
