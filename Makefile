@@ -86,6 +86,7 @@ fuzz: $(VENV)/tools ## Fuzz what reads what others wrote, FUZZ_SECONDS (60) for 
 lint: setup ## Check format, lints and types of everything
 	cargo fmt $(MANIFEST) --all --check
 	cargo clippy --locked $(MANIFEST) --workspace --all-targets --release -- -D warnings
+	cargo clippy --locked $(MANIFEST) --package moshi-ctl-extension --features faults --release -- -D warnings
 	ruff check
 	ruff format --check
 	mypy

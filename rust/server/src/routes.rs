@@ -104,12 +104,30 @@ fn unavailable(reasons: &[String]) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
 }
 
-fn unauthorized() -> Response {
-    let error = format!("a valid key is needed, in the header {KEY_HEADER} or as ?auth_id=");
-    (StatusCode::UNAUTHORIZED, Json(json!({ "error": error }))).into_response()
+type MaybeQuery = Result<Query<KeyQuery>, QueryRejection>;
+
+/// Why somebody is not let in, whatever they ask for.
+enum Denied {
+    NoKey,
+    TooManySessions,
 }
 
-type MaybeQuery = Result<Query<KeyQuery>, QueryRejection>;
+impl IntoResponse for Denied {
+    fn into_response(self) -> Response {
+        match self {
+            Self::NoKey => {
+                let error =
+                    format!("a valid key is needed, in the header {KEY_HEADER} or as ?auth_id=");
+                (StatusCode::UNAUTHORIZED, Json(json!({ "error": error }))).into_response()
+            }
+            Self::TooManySessions => {
+                let error =
+                    Json(json!({ "error": "this key has as many sessions as it may have" }));
+                (StatusCode::TOO_MANY_REQUESTS, retry_after(), error).into_response()
+            }
+        }
+    }
+}
 
 /// Who asks, if they have a key that holds and not too many sessions already.
 fn admit(
@@ -117,16 +135,15 @@ fn admit(
     module: &Module,
     headers: &HeaderMap,
     query: MaybeQuery,
-) -> Result<KeyUse, Response> {
+) -> Result<KeyUse, Denied> {
     let query = query.ok().map(|Query(query)| query);
     let Some(key) = app.keys.owner(headers, query.as_ref()) else {
         module.metrics().refused(Refusal::Unauthorized);
-        return Err(unauthorized());
+        return Err(Denied::NoKey);
     };
     app.keys.enter(key).ok_or_else(|| {
         module.metrics().refused(Refusal::TooMany);
-        let error = json!({ "error": "this key has as many sessions as it may have" });
-        (StatusCode::TOO_MANY_REQUESTS, retry_after(), Json(error)).into_response()
+        Denied::TooManySessions
     })
 }
 
@@ -139,7 +156,7 @@ async fn stream(
 ) -> Response {
     let key = match admit(&app, &module, &headers, query) {
         Ok(key) => key,
-        Err(refusal) => return refusal,
+        Err(denied) => return denied.into_response(),
     };
     let upgrade = match upgrade {
         Ok(upgrade) => upgrade,
@@ -215,7 +232,7 @@ async fn file(
     // Before the body is read: nobody without a key makes the server hold 100 MB.
     let key = match admit(&app, &module, &headers, query) {
         Ok(key) => key,
-        Err(refusal) => return refusal,
+        Err(denied) => return denied.into_response(),
     };
     let present = app.sessions.enter();
     let visitor = app.visitor(SessionKind::File);

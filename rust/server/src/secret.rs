@@ -108,9 +108,9 @@ impl KeyRing {
 
     /// Every name that [`KeyRing::owner`] may give.
     pub(crate) fn owners(&self) -> impl Iterator<Item = Arc<str>> {
-        let others = [(self.tokens.is_some(), TOKEN), (self.is_empty(), NOBODY)];
-        let others = others.into_iter().filter_map(|(holds, name)| holds.then(|| name.into()));
-        self.keys.iter().map(|key| Arc::clone(&key.name)).chain(others)
+        let token = self.tokens.is_some().then(|| TOKEN.into());
+        let nobody = self.is_empty().then(|| NOBODY.into());
+        self.keys.iter().map(|key| Arc::clone(&key.name)).chain(token).chain(nobody)
     }
 
     /// The name of whom `candidate` lets in. Looks at every key and every byte whatever it finds, so
