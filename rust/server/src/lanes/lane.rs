@@ -78,6 +78,10 @@ pub(super) struct Lane {
     transcript: Transcript,
     total_steps: u64,
     outbox: VecDeque<OutMsg>,
+    /// Since when, and how long before that, the stream being processed has waited for its client to
+    /// read.
+    unread_since: Option<Instant>,
+    was_unread: Duration,
     /// How the session ends once all that came is processed.
     last_wish: Option<Close>,
     close: Option<Close>,
@@ -96,6 +100,8 @@ impl Lane {
             transcript: Transcript::new(delay),
             total_steps: 0,
             outbox: VecDeque::new(),
+            unread_since: None,
+            was_unread: Duration::ZERO,
             last_wish: None,
             close: None,
         }
@@ -186,6 +192,7 @@ impl Lane {
     /// The model's lane is as new.
     pub(super) fn was_reset(&mut self) {
         self.starting = false;
+        self.was_unread = Duration::ZERO;
         self.transcript = Transcript::new(self.delay);
         self.say(OutMsg::Ready);
         self.answer_due_markers();
@@ -261,10 +268,13 @@ impl Lane {
     }
 
     /// Audio of the stream being processed that has arrived, and that would have been spoken by
-    /// now, but is not processed; whole frames only.
+    /// now, but is not processed; whole frames only. The time in which a client did not read is
+    /// its own.
     pub(super) fn lag(&self, now: Instant) -> Duration {
         let Some(stream) = self.streams.front() else { return Duration::ZERO };
         let processed = if self.starting { 0 } else { self.transcript.steps() };
+        let unread = self.unread_since.map_or(Duration::ZERO, |since| now.duration_since(since));
+        let now = now.checked_sub(self.was_unread + unread).unwrap_or(now);
         let due = stream.arrivals.due(now).min(stream.received / FRAME_SAMPLES as u64);
         FRAME_DURATION * u32::try_from(due.saturating_sub(processed)).unwrap_or(u32::MAX)
     }
@@ -336,12 +346,18 @@ impl Lane {
 
     fn say(&mut self, message: OutMsg) {
         self.outbox.push_back(message);
+        if !self.has_room_for_output() {
+            self.unread_since.get_or_insert_with(Instant::now);
+        }
         self.bells.output.notify_one();
     }
 
     /// Everything to be sent now, and how to close after that.
     pub(super) fn take_output(&mut self) -> (Vec<OutMsg>, Option<Close>) {
         self.bells.room.notify_one();
+        if let Some(since) = self.unread_since.take() {
+            self.was_unread += since.elapsed();
+        }
         (self.outbox.drain(..).collect(), self.close.clone())
     }
 }

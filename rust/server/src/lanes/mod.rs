@@ -360,3 +360,40 @@ impl State {
         (lane.session == place.session).then_some(lane)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use moshi_ctl_core::Prediction;
+
+    use super::*;
+    use crate::limits::LANE_OUTPUT_MESSAGES;
+    use crate::metrics::Metrics;
+
+    #[tokio::test]
+    async fn who_does_not_read_is_no_reason_to_keep_others_out() {
+        let metrics = Metrics::new().unwrap();
+        let limits = Limits { lag_s: 0.2.into(), ..Limits::default() };
+        let text = TextDecoder::default();
+        let lanes = Arc::new(Lanes::new(2, 0, &limits, text, metrics.module("asr")));
+        let visitor = |session| Visitor { session, kind: SessionKind::Stream };
+        let seat = lanes.join(visitor(1)).unwrap();
+        seat.push_pcm(&[0.0; FRAME_SAMPLES]).await.unwrap();
+        for id in 0..LANE_OUTPUT_MESSAGES as i64 {
+            seat.push_marker(id).await.unwrap();
+        }
+        // A reset, then the frame, whose end answers all markers: more than is held unread.
+        let turn = lanes.next_turn(Turn::default()).unwrap();
+        lanes.were_reset(&turn);
+        let turn = lanes.next_turn(turn).unwrap();
+        let outcome = Ok(Prediction { text_token: 3, vad: vec![] });
+        lanes.record(&turn, &[LaneStep { lane: 0, outcome }]);
+        seat.push_pcm(&[0.0; 20 * FRAME_SAMPLES]).await.unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(lanes.standing().lag, Duration::ZERO);
+        // Once it reads, what is not processed in time is the model's fault again.
+        assert!(seat.output().await.0.len() > LANE_OUTPUT_MESSAGES);
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(lanes.standing().overloaded);
+        assert!(matches!(lanes.join(visitor(2)), Err(JoinError::Overloaded { .. })));
+    }
+}
