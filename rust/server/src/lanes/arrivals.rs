@@ -17,37 +17,64 @@ pub(crate) struct Arrivals {
     begun: Option<Instant>,
     /// Frames before those in `frames`.
     forgotten: u64,
-    frames: VecDeque<Instant>,
+    frames: VecDeque<Frame>,
+    /// When the last frame is due.
+    last_due: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    arrival: Instant,
+    /// When somebody who goes on speaking as soon as the network lets them has spoken it.
+    due: Instant,
 }
 
 impl Arrivals {
     pub(crate) fn new(capacity: usize) -> Self {
-        Self { capacity, begun: None, forgotten: 0, frames: VecDeque::new() }
+        Self { capacity, begun: None, forgotten: 0, frames: VecDeque::new(), last_due: None }
     }
 
     /// So many frames are complete now.
     pub(crate) fn note(&mut self, complete: u64, now: Instant) {
-        self.begun.get_or_insert(now);
+        let begun = *self.begun.get_or_insert(now);
         let known = self.forgotten + self.frames.len() as u64;
         // Of very many at once only the last can be asked for.
         let skipped = (complete - known).saturating_sub(self.capacity as u64);
         if skipped > 0 {
             self.forgotten = known + skipped;
             self.frames.clear();
+            self.last_due = Some(self.due_next(begun, now) + spoken(skipped - 1));
         }
         for _ in known + skipped..complete {
             if self.frames.len() == self.capacity {
                 self.frames.pop_front();
                 self.forgotten += 1;
             }
-            self.frames.push_back(now);
+            let due = self.due_next(begun, now);
+            self.last_due = Some(due);
+            self.frames.push_back(Frame { arrival: now, due });
         }
+    }
+
+    /// When a frame that arrives now is due: not before it is here, and a frame's length after the
+    /// one before. What a network holds up and then delivers at once is spread out again, and what
+    /// comes faster than it is spoken is due as if it did not.
+    fn due_next(&self, begun: Instant, now: Instant) -> Instant {
+        (self.last_due.unwrap_or(begun) + FRAME_DURATION).max(now)
+    }
+
+    /// The stream stood still for so long for reasons of its own: all is due later.
+    pub(crate) fn postpone(&mut self, by: Duration) {
+        for frame in &mut self.frames {
+            frame.due += by;
+        }
+        self.last_due = self.last_due.map(|due| due + by);
     }
 
     /// When `frame` arrived, unless that is forgotten.
     pub(crate) fn of(&self, frame: u64) -> Option<Instant> {
         let index = usize::try_from(frame.checked_sub(self.forgotten)?).ok()?;
-        self.frames.get(index).copied()
+        self.frames.get(index).map(|frame| frame.arrival)
     }
 
     /// When `frame` arrived, if what came from there to `last` came as somebody speaks: no more than
@@ -60,10 +87,9 @@ impl Arrivals {
         as_spoken.then_some(arrival)
     }
 
-    /// Frames that somebody who began to speak with the stream's first sample has spoken by now.
+    /// Frames that are due by now.
     pub(crate) fn due(&self, now: Instant) -> u64 {
-        let since = self.begun.map_or(Duration::ZERO, |begun| now.duration_since(begun));
-        (since.as_nanos() / FRAME_DURATION.as_nanos()) as u64
+        self.forgotten + self.frames.partition_point(|frame| frame.due <= now) as u64
     }
 }
 
@@ -145,13 +171,49 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_due_before_the_first_sample_and_then_a_frame_at_a_time() {
+    fn what_comes_at_once_is_due_a_frame_at_a_time() {
         let start = Instant::now();
         let mut arrivals = Arrivals::new(CAPACITY);
         assert_eq!(arrivals.due(start), 0);
         arrivals.note(0, start);
+        arrivals.note(100, start);
         assert_eq!(arrivals.due(start + Duration::from_millis(79)), 0);
         assert_eq!(arrivals.due(start + Duration::from_millis(81)), 1);
         assert_eq!(arrivals.due(start + Duration::from_secs(8)), 100);
+        assert_eq!(arrivals.due(start + Duration::from_secs(80)), 100);
+    }
+
+    #[test]
+    fn what_a_network_held_up_is_due_from_when_it_came() {
+        let start = Instant::now();
+        let mut arrivals = Arrivals::new(CAPACITY);
+        arrivals.note(1, start);
+        let later = start + Duration::from_secs(60);
+        arrivals.note(751, later);
+        assert_eq!(arrivals.due(later), 2);
+        assert_eq!(arrivals.due(later + FRAME_DURATION), 3);
+        assert_eq!(arrivals.due(later + FRAME_DURATION * 749), 751);
+    }
+
+    #[test]
+    fn what_stood_still_is_due_later() {
+        let start = Instant::now();
+        let mut arrivals = Arrivals::new(CAPACITY);
+        arrivals.note(10, start);
+        arrivals.postpone(Duration::from_secs(5));
+        assert_eq!(arrivals.due(start + Duration::from_secs(5)), 0);
+        assert_eq!(arrivals.due(start + Duration::from_secs(5) + FRAME_DURATION * 10), 10);
+        arrivals.note(11, start);
+        assert_eq!(arrivals.due(start + Duration::from_secs(5) + FRAME_DURATION * 10), 10);
+    }
+
+    #[test]
+    fn pieces_that_are_longer_than_what_is_remembered_are_due_in_their_time() {
+        let start = Instant::now();
+        let mut arrivals = Arrivals::new(CAPACITY);
+        let frames = 3 * CAPACITY as u64;
+        arrivals.note(frames, start);
+        assert_eq!(arrivals.due(start + spoken(frames)), frames);
+        assert_eq!(arrivals.due(start + spoken(frames) - FRAME_DURATION), frames - 1);
     }
 }

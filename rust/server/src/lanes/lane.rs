@@ -78,10 +78,8 @@ pub(super) struct Lane {
     transcript: Transcript,
     total_steps: u64,
     outbox: VecDeque<OutMsg>,
-    /// Since when, and how long before that, the stream being processed has waited for its client to
-    /// read.
+    /// Since when the lane waits for its client to read.
     unread_since: Option<Instant>,
-    was_unread: Duration,
     /// How the session ends once all that came is processed.
     last_wish: Option<Close>,
     close: Option<Close>,
@@ -101,7 +99,6 @@ impl Lane {
             total_steps: 0,
             outbox: VecDeque::new(),
             unread_since: None,
-            was_unread: Duration::ZERO,
             last_wish: None,
             close: None,
         }
@@ -192,7 +189,6 @@ impl Lane {
     /// The model's lane is as new.
     pub(super) fn was_reset(&mut self) {
         self.starting = false;
-        self.was_unread = Duration::ZERO;
         self.transcript = Transcript::new(self.delay);
         self.say(OutMsg::Ready);
         self.answer_due_markers();
@@ -273,10 +269,9 @@ impl Lane {
     pub(super) fn lag(&self, now: Instant) -> Duration {
         let Some(stream) = self.streams.front() else { return Duration::ZERO };
         let processed = if self.starting { 0 } else { self.transcript.steps() };
-        let unread = self.unread_since.map_or(Duration::ZERO, |since| now.duration_since(since));
-        let now = now.checked_sub(self.was_unread + unread).unwrap_or(now);
-        let due = stream.arrivals.due(now).min(stream.received / FRAME_SAMPLES as u64);
-        FRAME_DURATION * u32::try_from(due.saturating_sub(processed)).unwrap_or(u32::MAX)
+        let now = self.unread_since.unwrap_or(now);
+        let late = stream.arrivals.due(now).saturating_sub(processed);
+        FRAME_DURATION * u32::try_from(late).unwrap_or(u32::MAX)
     }
 
     fn answer_due_markers(&mut self) {
@@ -356,7 +351,9 @@ impl Lane {
     pub(super) fn take_output(&mut self) -> (Vec<OutMsg>, Option<Close>) {
         self.bells.room.notify_one();
         if let Some(since) = self.unread_since.take() {
-            self.was_unread += since.elapsed();
+            for stream in &mut self.streams {
+                stream.arrivals.postpone(since.elapsed());
+            }
         }
         (self.outbox.drain(..).collect(), self.close.clone())
     }

@@ -207,7 +207,8 @@ pub(crate) const LAG: Metric = gauge(
     "moshi_lag_seconds",
     MODULE,
     "Of the slowest lane: audio that arrived, and would have been spoken by now, but is not \
-     processed. Audio sent faster than it is spoken does not count before its time.",
+     processed. Audio sent faster than it is spoken, or held up and then delivered at once, does not \
+     count before its time; time in which a client does not read does not count.",
 );
 pub(crate) const BACKLOG: Metric =
     gauge("moshi_backlog_seconds", MODULE, "Audio of all lanes that arrived and is not processed.");
