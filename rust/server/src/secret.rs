@@ -187,16 +187,16 @@ mod tests {
         let same = |name: &str| KeyError::SameName(name.into());
         for (list, error) in [
             (&[""][..], KeyError::Empty(1)),
-            (&["one", "phone:"], KeyError::Empty(2)),
-            (&["a:one", "a:two"], same("a")),
-            (&["one", "key-1:two"], same("key-1")),
-            (&["token:one"], KeyError::Reserved("token".into())),
-            (&["none:one"], KeyError::Reserved("none".into())),
-            (&["a:one", "b:one"], KeyError::SameKey("a".into(), "b".into())),
-            (&["one", "two", "one"], KeyError::SameKey("key-1".into(), "key-3".into())),
+            (&["uno", "phone:"], KeyError::Empty(2)),
+            (&["a:uno", "a:two"], same("a")),
+            (&["uno", "key-1:two"], same("key-1")),
+            (&["token:uno"], KeyError::Reserved("token".into())),
+            (&["none:uno"], KeyError::Reserved("none".into())),
+            (&["a:uno", "b:uno"], KeyError::SameKey("a".into(), "b".into())),
+            (&["uno", "two", "uno"], KeyError::SameKey("key-1".into(), "key-3".into())),
         ] {
             assert_eq!(parsed(list).unwrap_err(), error);
-            assert!(!error.to_string().contains("one"), "{error}");
+            assert!(!error.to_string().contains("uno"), "{error}");
         }
     }
 
