@@ -25,6 +25,7 @@ from moshi_ctl import _native, shipped
 # What the drills do to a server, its clients do in the tests too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+from support import loopback
 from support.crowd import Target
 
 KEY = "benchmark"
@@ -165,12 +166,7 @@ class Servers:
         try:
             yield Server(self.name, process, port, started_s)
         finally:
-            process.terminate()
-            try:
-                process.wait(END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            loopback.end(process, END_TIMEOUT_S)
 
     @contextmanager
     def running(self, fault: str | None = None) -> Iterator[Server]:

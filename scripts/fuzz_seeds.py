@@ -24,6 +24,7 @@ SEEDS = ROOT / "rust" / "fuzz" / "seeds"
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+from moshi_ctl.protocol import SAMPLE_RATE_HZ  # noqa: E402
 from support import safetensors, tokens  # noqa: E402
 
 Seeds = Iterator[tuple[str, bytes]]
@@ -97,7 +98,7 @@ def audio_files() -> Seeds:
     """One of each format that is read, and of some variants."""
     yield "pcm16.wav", audio("WAV", "PCM_16", 8_000, title="a title")
     yield "pcm24_stereo.wav", audio("WAV", "PCM_24", 44_100, 2, seconds=0.05)
-    yield "float.wav", audio("WAV", "FLOAT", 24_000, seconds=0.1)
+    yield "float.wav", audio("WAV", "FLOAT", SAMPLE_RATE_HZ, seconds=0.1)
     yield "double.wav", audio("WAV", "DOUBLE", 11_025, seconds=0.05)
     yield "u8.wav", audio("WAV", "PCM_U8", 16_000, seconds=0.1)
     yield "ulaw.wav", audio("WAV", "ULAW", 8_000)
@@ -108,13 +109,13 @@ def audio_files() -> Seeds:
     yield "stereo.mp3", audio("MP3", "MPEG_LAYER_III", 44_100, 2)
     yield "mono.vorbis.ogg", audio("OGG", "VORBIS", 8_000, title="a title")
     yield "stereo.vorbis.ogg", audio("OGG", "VORBIS", 44_100, 2, seconds=0.1)
-    yield "mono.opus.ogg", audio("OGG", "OPUS", 24_000)
+    yield "mono.opus.ogg", audio("OGG", "OPUS", SAMPLE_RATE_HZ)
 
 
 def ogg_opus() -> Seeds:
     """Streams; the first byte says in which pieces they come."""
     mono = audio("OGG", "OPUS", 48_000, title="a title")
-    stereo = audio("OGG", "OPUS", 24_000, 2, seconds=0.1)
+    stereo = audio("OGG", "OPUS", SAMPLE_RATE_HZ, 2, seconds=0.1)
     yield "mono", b"\xff" + mono
     yield "stereo_byte_by_byte", b"\x00" + stereo
     yield "two", b"\x63" + stereo + mono

@@ -32,6 +32,16 @@ pub(crate) struct Packet {
     pub(crate) end: Option<u64>,
 }
 
+impl Packet {
+    /// How many of the packet's `samples` count, the last of `decoded` in its stream: those before
+    /// the stream's end, which is counted in so many `granules` a sample. An end before this very
+    /// packet's begin is not one to believe: live encoders write what they like there.
+    pub(crate) fn counted(&self, samples: usize, decoded: u64, granules: u64) -> usize {
+        let excess = self.end.map_or(0, |end| decoded.saturating_sub(end.div_ceil(granules)));
+        if excess < samples as u64 { samples - excess as usize } else { samples }
+    }
+}
+
 /// Reads the packets of the logical stream that began last; others' pages are skipped.
 #[derive(Debug, Default)]
 pub(crate) struct PacketReader {

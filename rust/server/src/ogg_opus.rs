@@ -107,16 +107,8 @@ impl Stream {
             .decoder
             .decode_float_to_slice(&packet.data, &mut pcm, false)
             .map_err(packet_error)?;
-        pcm.truncate(samples);
         self.decoded += samples as u64;
-        if let Some(end) = packet.end {
-            // An end before this very packet's begin is not one to believe: live encoders write
-            // what they like there.
-            let excess = self.decoded.saturating_sub(end.div_ceil(GRANULES_PER_SAMPLE));
-            if excess < samples as u64 {
-                pcm.truncate(samples - excess as usize);
-            }
-        }
+        pcm.truncate(packet.counted(samples, self.decoded, GRANULES_PER_SAMPLE));
         let skipped = self.skip.min(pcm.len());
         self.skip -= skipped;
         pcm.drain(..skipped);

@@ -138,11 +138,8 @@ impl Audio {
             Err(SymphoniaError::Unsupported(what)) => return Err(OggVorbisError::Packet(what)),
             Err(_) => return Err(OggVorbisError::Packet("its decoder cannot go on")),
         };
-        self.decoded += audio.frames() as u64;
-        let excess = packet.end.map_or(0, |end| self.decoded.saturating_sub(end));
-        // An end before this very packet's begin is not one to believe.
-        let frames = audio.frames() as u64;
-        let count = if excess < frames { frames - excess } else { frames };
-        Ok(Decoded::Audio(audio, count as usize))
+        let frames = audio.frames();
+        self.decoded += frames as u64;
+        Ok(Decoded::Audio(audio, packet.counted(frames, self.decoded, 1)))
     }
 }

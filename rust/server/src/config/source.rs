@@ -26,15 +26,15 @@ impl Source {
 
     /// Parses `text` and remembers the line of every key.
     pub(super) fn parse<'t>(&mut self, text: &'t str) -> Result<DeTable<'t>, ConfigError> {
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
         let table = DeTable::parse(text).map_err(|error| ConfigError {
             file: self.file.clone(),
-            line: error.span().map(|span| line_of(text, span.start)),
+            line: error.span().map(|span| line_of(&ends, span.start)),
             key: None,
             message: one_line(&format!("not valid TOML: {}", words(error.message()))),
             hint: None,
         })?;
         let table = table.into_inner();
-        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
         self.remember(&ends, &mut Vec::new(), &table);
         Ok(table)
     }
@@ -43,8 +43,7 @@ impl Source {
     fn remember(&mut self, ends: &[usize], path: &mut Vec<String>, table: &DeTable<'_>) {
         for (key, value) in table {
             path.push(key.get_ref().to_string());
-            let line = ends.partition_point(|end| *end < key.span().start) + 1;
-            self.lines.insert(path.clone(), line);
+            self.lines.insert(path.clone(), line_of(ends, key.span().start));
             if let DeValue::Table(table) = value.get_ref() {
                 self.remember(ends, path, table);
             }
@@ -62,8 +61,9 @@ impl Source {
     }
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    text.as_bytes()[..offset.min(text.len())].iter().filter(|&&byte| byte == b'\n').count() + 1
+/// The line of a place in the text, counted from 1; `ends` is where lines end, in order.
+fn line_of(ends: &[usize], offset: usize) -> usize {
+    ends.partition_point(|end| *end < offset) + 1
 }
 
 /// The parser's message without its line breaks.
