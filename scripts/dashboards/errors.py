@@ -131,7 +131,7 @@ def errors() -> Dashboard:
                         "Ended badly",
                         "Per minute. lost: the connection broke; idle: silent for too long; "
                         "not_reading: takes no messages; invalid, bad_audio: sent what cannot be "
-                        "processed; model_failed: our fault.",
+                        "processed; bad_output, model_failed: our fault.",
                         "short",
                         Query(f"sum by (end) ({rate(_BAD_ENDS)}) * 60", "{{end}}"),
                         stacked=True,

@@ -29,6 +29,7 @@ from moshi_ctl import _native
 from moshi_ctl.client import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, Samples, Step, encode_audio
 from support import exposition, speech
+from support.exposition import ended
 from support.faults import PACKAGE, failing, needs_faults
 from support.http import Answer, request
 from support.waiting import wait_until
@@ -178,6 +179,7 @@ def test_results_that_are_no_numbers_end_only_their_stream(
         with clean_streams(server.url, audio, expected, count=3):
             end = listening.result()
         assert_explained(end, INTERNAL_ERROR)
+        assert ended(server, "bad_output") == 1
         assert sum(isinstance(event, Step) for event in end.events) == NAN_STEP - 1
         # Its lane is as good as new.
         wait_until(lambda: lanes_in_use(server) == 0)

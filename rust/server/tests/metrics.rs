@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use moshi_ctl_core::units::{TEXT_TOKEN_END_OF_PADDING, TEXT_TOKEN_PADDING};
 use moshi_ctl_server::worker::Worker;
 use moshi_ctl_server::{GpuReading, metrics_table};
-use support::model::{ERROR, frame, frames};
+use support::model::{ERROR, NO_NUMBERS, frame, frames};
 use support::{Client, DELAY, KEY, Msg, PATH, PATIENCE, Setup, http, wav};
 
 const PAD: u32 = TEXT_TOKEN_PADDING;
@@ -253,6 +253,11 @@ async fn each_end_has_its_cause() {
     let answer = http::post(addr, PATH, KEY, &wav::mono_f32(24_000, &[f32::NAN; 1920])).await;
     assert_eq!(answer.status, 400);
     over("file", "bad_audio").await;
+
+    let mut client = Client::ready(addr).await;
+    client.audio(&frame(NO_NUMBERS)).await;
+    assert_eq!(client.error_and_close().await.1, 1011);
+    over("stream", "bad_output").await;
 
     let mut client = Client::ready(addr).await;
     client.0.close(None).await.unwrap();

@@ -9,6 +9,7 @@ use moshi_ctl_core::{LaneFault, Prediction};
 use tokio::sync::Notify;
 use tracing::Span;
 
+use crate::close_code;
 use crate::limits::{self, Limits};
 use crate::metrics::{ModuleMetrics, SessionEnd};
 use crate::protocol::OutMsg;
@@ -248,12 +249,12 @@ impl Lane {
 
     /// The frame taken last could not be processed.
     pub(super) fn fault(&mut self, fault: LaneFault) {
-        let code = match fault {
-            LaneFault::NonFiniteAudio => crate::close_code::INVALID_DATA,
-            LaneFault::NonFiniteLogits => crate::close_code::INTERNAL_ERROR,
+        let (end, code) = match fault {
+            LaneFault::NonFiniteAudio => (SessionEnd::BadAudio, close_code::INVALID_DATA),
+            LaneFault::NonFiniteLogits => (SessionEnd::BadOutput, close_code::INTERNAL_ERROR),
         };
         let reason = "the stream cannot go on".into();
-        self.end(Some(fault.to_string()), Close { end: SessionEnd::BadAudio, code, reason });
+        self.end(Some(fault.to_string()), Close { end, code, reason });
     }
 
     /// How long ago the frame arrived with which a word begins, unless the audio comes from a file.

@@ -145,8 +145,8 @@ pub(crate) const SESSIONS_ENDED: Metric = counter(
     &["module", "kind", "end"],
     "Sessions that are over. end: completed (closed by the client; the file is done), lost (the \
      connection broke), idle (nothing came for too long), not_reading (the client did not read), \
-     invalid (no message, no audio format, or too much of it), bad_audio (not finite), \
-     model_failed, shutdown.",
+     invalid (no message, no audio format, or too much of it), bad_audio (not finite), bad_output \
+     (what the model made of good audio is not finite), model_failed, shutdown.",
 );
 pub(crate) const REFUSALS: Metric = counter(
     "moshi_refusals_total",

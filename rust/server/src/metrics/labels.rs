@@ -46,8 +46,10 @@ pub(crate) enum SessionEnd {
     NotReading,
     /// What came is no message or no audio format, or too much of it.
     Invalid,
-    /// The audio, or what the model made of it, is not finite.
+    /// The audio is not finite.
     BadAudio,
+    /// What the model made of finite audio is not.
+    BadOutput,
     /// The model failed.
     ModelFailed,
     /// The server ended.
@@ -62,6 +64,7 @@ impl Label for SessionEnd {
         Self::NotReading,
         Self::Invalid,
         Self::BadAudio,
+        Self::BadOutput,
         Self::ModelFailed,
         Self::Shutdown,
     ];
@@ -74,6 +77,7 @@ impl Label for SessionEnd {
             Self::NotReading => "not_reading",
             Self::Invalid => "invalid",
             Self::BadAudio => "bad_audio",
+            Self::BadOutput => "bad_output",
             Self::ModelFailed => "model_failed",
             Self::Shutdown => "shutdown",
         }

@@ -10,6 +10,8 @@ use moshi_ctl_core::{LaneFault, LaneFrame, LaneStep, ModelError, Prediction, Str
 /// Audio that makes the model fail.
 pub const PANIC: u32 = 901;
 pub const ERROR: u32 = 902;
+/// Audio of which the model makes numbers that are none, for its lane.
+pub const NO_NUMBERS: u32 = 903;
 
 #[derive(Clone)]
 pub struct FakeModel {
@@ -96,6 +98,9 @@ impl StreamingModel for FakeModel {
                 assert_ne!(token, PANIC, "told to panic");
                 if token == ERROR {
                     return Err(ModelError::new("told to fail"));
+                }
+                if token == NO_NUMBERS {
+                    return Ok(LaneStep { lane, outcome: Err(LaneFault::NonFiniteLogits) });
                 }
                 self.seen[lane] += 1;
                 let vad = vec![self.seen[lane] as f32; self.vad_heads];
