@@ -16,6 +16,8 @@ from moshi_ctl.client import DEFAULT_PATH
 
 TIMEOUT_S = 30.0
 
+SEGMENT_BYTES = 1_400
+
 # RFC 6455, section 1.3.
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _NONCE = base64.b64encode(bytes(16)).decode()
@@ -331,6 +333,8 @@ def dial(
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if receive_buffer_bytes is not None:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+            # As on a network; loopback's would fill such a buffer at once.
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_BYTES)
         plain.bind((address, 0))
         plain.connect(("127.0.0.1", port))
     except BaseException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 
@@ -12,9 +13,16 @@ import pytest
 from chaos.clean_streams import FreshServers, Heard, clean_streams, minutes_of_speech, say
 from chaos.conftest import Start
 from chaos.processes import resident_bytes
-from chaos.raw_session import finish, join
+from chaos.raw_session import LAST_MARKER, TAIL, ending, join
 from chaos.raw_websocket import Frame, RawWebSocket
-from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, Samples, encode_audio, encode_marker
+from moshi_ctl.protocol import (
+    FRAME_SAMPLES,
+    SAMPLE_RATE_HZ,
+    Marker,
+    Samples,
+    encode_audio,
+    encode_marker,
+)
 from support import exposition
 from support.exposition import ended
 from support.waiting import wait_until
@@ -28,6 +36,7 @@ LANE_BYTES = AUDIO_AHEAD_S * SAMPLE_RATE_HZ * 4
 # What an allocator keeps for later, and what the kernel has not taken back yet.
 SLACK_BYTES = 12 * MIB
 DEAF = 1
+NOT_READING_S = 1
 
 
 class MostMemory:
@@ -79,20 +88,22 @@ def test_audio_far_ahead_of_real_time_is_slowed_down(
     assert most.bytes - before < LANE_BYTES + SLACK_BYTES
 
 
-def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Heard) -> None:
-    # Many answers for little audio.
-    speech = Frame(encode_audio(audio[:FRAME_SAMPLES])).encode()
-    markers = Frame(encode_marker(1)).encode() * 200
+def talkative(audio: Samples) -> bytes:
+    """A frame of audio, and many questions."""
+    frame = Frame(encode_audio(audio[:FRAME_SAMPLES])).encode()
+    return frame + Frame(encode_marker(1)).encode() * 200
 
+
+def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Heard) -> None:
     def speak_until_cut_off(session: RawWebSocket) -> None:
         for _ in count():
-            session.socket.sendall(speech + markers)
+            session.socket.sendall(talkative(audio))
 
     def have_ended(server: Worker, end: str, number: int) -> bool:
         return ended(server, end) == number
 
     with (
-        start(not_reading_s=1, audio_ahead_s=AUDIO_AHEAD_S) as server,
+        start(not_reading_s=NOT_READING_S, audio_ahead_s=AUDIO_AHEAD_S) as server,
         clean_streams(server.url, audio, expected),
     ):
         before = resident_bytes(server)
@@ -108,14 +119,26 @@ def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Hear
             assert most.bytes - before < LANE_BYTES + SLACK_BYTES
 
 
-def test_who_reads_slowly_is_kept(start: Start) -> None:
+# So many that what is said about them, about 6 MB, takes long to read.
+FRAMES = 1_500
+SIP_MESSAGES = 500
+SIP_S = 0.05
+
+
+def test_who_reads_slowly_is_kept(start: Start, audio: Samples) -> None:
     with (
-        start(not_reading_s=1) as server,
-        join(server.port, receive_buffer_bytes=1) as session,
+        start(not_reading_s=NOT_READING_S, audio_ahead_s=AUDIO_AHEAD_S) as server,
+        join(server.port, receive_buffer_bytes=20_000) as session,
+        ThreadPoolExecutor(1) as pool,
     ):
-        session.send_message(encode_audio(minutes_of_speech(1.0)))
-        end = time.monotonic() + 4
+        last = [encode_marker(LAST_MARKER), encode_audio(TAIL)]
+        said = talkative(audio) * FRAMES + b"".join(Frame(message).encode() for message in last)
+        speaking = pool.submit(session.socket.sendall, said)
+        end = time.monotonic() + 4 * NOT_READING_S
         while time.monotonic() < end:
-            assert session.next_message() is not None
-            time.sleep(0.01)
-        assert finish(session)
+            for _ in range(SIP_MESSAGES):
+                assert session.next_message() is not None
+            time.sleep(SIP_S)
+        assert not speaking.done(), "kernels hold it all: the server never had to wait"
+        heard = ending(session).events
+        assert heard[-1] == Marker(LAST_MARKER), heard[-1]

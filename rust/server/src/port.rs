@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::limits::SEND_BUFFER_BYTES;
+
 /// Connections the system keeps waiting while none is accepted.
 const BACKLOG: i32 = 1024;
 
@@ -37,10 +39,11 @@ impl Port {
 
     /// Lets connections in.
     pub(crate) fn open(self) -> io::Result<tokio::net::TcpListener> {
-        // Connections inherit it, and the next server may bind while they are on their way out. On
-        // Windows it would let two servers share the port.
+        // Connections inherit what is set here, and the next server may bind while they are on
+        // their way out. On Windows it would let two servers share the port.
         #[cfg(unix)]
         self.socket.set_reuse_address(true)?;
+        self.socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
         self.socket.set_nonblocking(true)?;
         self.socket.listen(BACKLOG)?;
         tokio::net::TcpListener::from_std(self.socket.into())

@@ -152,6 +152,11 @@ pub(crate) const IN_FLIGHT: Duration = Duration::from_millis(250);
 /// How long before the end of `drain_s` sessions are cut, so that they still hear of it.
 pub(crate) const CUT_BEFORE_END: Duration = Duration::from_millis(500);
 
+/// What the system holds of a connection's output, in bytes; it may double that. Much more costs
+/// megabytes for each client that does not read, and makes one that reads slowly look like that: there
+/// is room again only when a good part of it is read.
+pub(crate) const SEND_BUFFER_BYTES: usize = 128 << 10;
+
 /// How often a step is looked at that may hang.
 pub(crate) const WATCH_EVERY: Duration = Duration::from_millis(125);
 
