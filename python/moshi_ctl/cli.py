@@ -293,7 +293,8 @@ def _transcribe(
         str | None,
         typer.Option(
             "--key",
-            help=f"API key; without it the first one in {env.MOSHI_API_KEY.name}.",
+            help=f"API key, which lists of processes show; better set {env.MOSHI_API_KEY.name} "
+            "(environment or .env), whose first one is used without this.",
             show_default=False,
         ),
     ] = None,
