@@ -24,7 +24,20 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
-from moshi_ctl import _native, config, devices, doctor, gpu, hub, keys, needs, plan, ram, worker
+from moshi_ctl import (
+    _native,
+    config,
+    devices,
+    doctor,
+    gpu,
+    hub,
+    keys,
+    needs,
+    plan,
+    ram,
+    tls,
+    worker,
+)
 from moshi_ctl.doctor import CHECKS, Check, Finding, Situation, Status, nvidia, serving, settings
 from moshi_ctl.doctor import machine as of_machine
 from moshi_ctl.gpu import Gpus, Problem
@@ -406,6 +419,7 @@ ASKED: dict[str, tuple[object, str]] = {
     "memory": (ram, "read"),
     "plan": (plan, "make"),
     "port": (worker, "ip_address"),
+    "certificate": (tls, "check_files"),
     ".env": (stat, "S_ISREG"),
     "keys": (keys, "keys_from_environment"),
     "numbers": (needs, "rules_from_environment"),

@@ -230,10 +230,12 @@ def _doctor(
     ] = None,
     addr: AddrOption = options.DEFAULT_ADDR,
     port: PortOption = options.DEFAULT_PORT,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Check this machine and say what to do: driver, cards, memory, port, keys, hub, files."""
-    situation = doctor.Situation(addr, port, config, Path())
+    """Check driver, cards, memory, port, TLS, keys, hub and files, and say what to do."""
+    situation = doctor.Situation(addr, port, config, Path(), tls_cert=tls_cert, tls_key=tls_key)
     if not doctor.run(situation, as_json_text=as_json):
         raise typer.Exit(MoshiCtlError.exit_code)
 
@@ -291,7 +293,8 @@ def _transcribe(
         str | None,
         typer.Option(
             "--key",
-            help=f"API key; without it the first one in {env.MOSHI_API_KEY.name}.",
+            help=f"API key, which lists of processes show; better set {env.MOSHI_API_KEY.name} "
+            "(environment or .env), whose first one is used without this.",
             show_default=False,
         ),
     ] = None,

@@ -57,6 +57,7 @@ CHECKS: Final = (
     Check("memory", machine.memory),
     Check("plan", serving.lanes),
     Check("port", settings.port),
+    Check("certificate", settings.certificate),
     Check(".env", settings.dot_env),
     Check("keys", settings.api_keys),
     Check("numbers", settings.numbers),

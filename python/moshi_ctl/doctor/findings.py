@@ -52,6 +52,8 @@ class Situation:
         port: The port.
         config_name: What `--config` says, if it is there.
         folder: The working directory.
+        tls_cert: What `--tls-cert` says, if it is there.
+        tls_key: What `--tls-key` says, if it is there.
         refuses_dot_env: Whether what is in its `.env` could not be set.
         configuration: The configuration, once the check that reads it could.
         hub_answers: Whether the hub did, once the check that asks it is through.
@@ -62,6 +64,8 @@ class Situation:
     port: int
     config_name: str | None
     folder: Path
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     refuses_dot_env: bool = False
     configuration: Config | None = None
     hub_answers: bool = False

@@ -1,4 +1,4 @@
-"""Checks of what is set around a server: its port, `.env`, keys, numbers."""
+"""Checks of what is set around a server: its port, its certificate, `.env`, keys, numbers."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import socket
 import stat
 import sys
 from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta, timezone
 from typing import Final
 
-from moshi_ctl import env, keys, needs, plan, worker
+from moshi_ctl import env, keys, needs, plan, tls, worker
 from moshi_ctl.doctor.findings import Finding, Situation, failure, ok, warning
 from moshi_ctl.doctor.machine import threads_from_environment
 from moshi_ctl.env import BETTER_AUTH_SECRET, MOSHI_API_KEY
@@ -26,6 +27,11 @@ from moshi_ctl.units import counted
 
 _ANSWER_TIMEOUT_S: Final = 1.0
 _MOST_ANSWER_BYTES: Final = 65_536
+
+EXPIRES_SOON: Final = timedelta(days=14)
+"""How long before its end a certificate is warned of."""
+
+_RENEW: Final = "renew it: a worker that runs takes the new files by itself"
 
 _OTHERS: Final = stat.S_IRGRP | stat.S_IWGRP | stat.S_IROTH | stat.S_IWOTH
 _OURS: Final = "MOSHI_"
@@ -58,6 +64,34 @@ def port(situation: Situation) -> list[Finding]:
     except OSError as error:
         return [_port_failure(error, place, addr, number)]
     return [ok("port", f"{place} is free" if number else f"{addr}: any free port")]
+
+
+def certificate(situation: Situation) -> list[Finding]:
+    """Whether a server could serve TLS with its files, and clients accept its certificate now."""
+    path, key = situation.tls_cert, situation.tls_key
+    tls.check_files(path, key)
+    if path is None or key is None:
+        return []
+    name = "certificate"
+    found = tls.server_certificate(path, key)
+    now = datetime.now(timezone.utc)
+    what = f"{path} for {', '.join(found.names)}" if found.names else str(path)
+    end = f"{found.not_after:%Y-%m-%d}"
+    findings = []
+    if now < found.not_before:
+        message = f"{what} is not valid before {found.not_before:%Y-%m-%d %H:%M} UTC"
+        remedy = "see whether this machine's clock is right, or use a certificate that is valid now"
+        findings.append(failure(name, message, remedy))
+    elif now > found.not_after:
+        findings.append(failure(name, f"{what} expired on {end}", _RENEW))
+    elif found.not_after - now < EXPIRES_SOON:
+        message = f"{what} until {end}, in less than {EXPIRES_SOON.days} days"
+        findings.append(warning(name, message, _RENEW))
+    if not found.names:
+        message = f"{path} names no host or IP address as subjectAltName: clients refuse it"
+        remedy = "have one made with the server's names as subjectAltName, which clients look at"
+        findings.append(warning(name, message, remedy))
+    return findings or [ok(name, f"{what} until {end}")]
 
 
 def dot_env(situation: Situation) -> list[Finding]:
