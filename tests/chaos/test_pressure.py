@@ -10,10 +10,10 @@ from itertools import count
 
 import pytest
 
-from chaos.clean_streams import FreshServers, Heard, clean_streams, minutes_of_speech, say
+from chaos.clean_streams import TAIL, FreshServers, Heard, clean_streams, minutes_of_speech, say
 from chaos.conftest import Start
 from chaos.processes import resident_bytes
-from chaos.raw_session import LAST_MARKER, TAIL, ending, join
+from chaos.raw_session import LAST_MARKER, ending, join
 from chaos.raw_websocket import Frame, RawWebSocket
 from moshi_ctl.protocol import (
     FRAME_SAMPLES,
