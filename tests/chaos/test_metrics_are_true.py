@@ -126,6 +126,7 @@ class Client:
             self.books["asr_connect_total"] += 1
             message = session.next_message()
             assert message is not None
+            self.books["moshi_sent_bytes_total"] += len(message)
             event = protocol.decode(message)
             if event == Failure("no free channels"):
                 self.books["moshi_refusals_total:full"] += 1
@@ -134,7 +135,6 @@ class Client:
                 return
             assert event == Ready()
             self.books["moshi_sessions_total:stream"] += 1
-            self.books["moshi_sent_bytes_total"] += len(message)
             yield session
             self.books[f"moshi_sessions_ended_total:{end}"] += 1
 

@@ -190,7 +190,8 @@ async fn stream(
                             }
                             JoinError::Unavailable(_) => close_code::GOING_AWAY,
                         };
-                        session::refuse(socket, &error.to_string(), code, limits).await;
+                        let why = error.to_string();
+                        session::refuse(socket, &why, code, limits, module.metrics()).await;
                     }
                 }
             };

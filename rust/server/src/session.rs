@@ -18,7 +18,7 @@ use crate::app::until_going_away;
 use crate::close_code;
 use crate::lanes::{Close, Ended, Seat};
 use crate::limits::{CLOSE_HANDSHAKE, IN_FLIGHT, Limits};
-use crate::metrics::{Label, SessionEnd};
+use crate::metrics::{Label, ModuleMetrics, SessionEnd};
 use crate::ogg_opus::OggOpusDecoder;
 use crate::protocol::{self, DecodeError, InMsg, OutMsg};
 
@@ -111,18 +111,25 @@ async fn until_gone_and_heard(going_away: watch::Receiver<bool>) {
 }
 
 /// Tells a peer that was let in why there is no session for it, and closes.
-pub(crate) async fn refuse<S, E>(socket: S, message: &str, code: u16, limits: &Limits)
-where
+pub(crate) async fn refuse<S, E>(
+    socket: S,
+    message: &str,
+    code: u16,
+    limits: &Limits,
+    metrics: &ModuleMetrics,
+) where
     S: Stream<Item = Result<Message, E>> + Sink<Message>,
 {
     let (mut sink, mut stream) = socket.split();
-    let error = OutMsg::Error { message: message.to_string() };
-    for message in [Message::Binary(binary(&error)), close_frame(code, message.to_string())] {
-        if send(&mut sink, message, limits).await.is_err() {
-            return;
-        }
+    let error = binary(&OutMsg::Error { message: message.to_string() });
+    let bytes = error.len();
+    if send(&mut sink, Message::Binary(error), limits).await.is_err() {
+        return;
     }
-    linger(&mut sink, &mut stream).await;
+    metrics.sent(bytes);
+    if send(&mut sink, close_frame(code, message.to_string()), limits).await.is_ok() {
+        linger(&mut sink, &mut stream).await;
+    }
 }
 
 /// Reads until the peer answered the close. Closing with unread data would reset the connection,
