@@ -87,6 +87,8 @@ lint: setup ## Check format, lints and types of everything
 	cargo fmt $(MANIFEST) --all --check
 	cargo clippy --locked $(MANIFEST) --workspace --all-targets --release -- -D warnings
 	cargo clippy --locked $(MANIFEST) --package moshi-ctl-extension --features faults --release -- -D warnings
+	@# The fuzz targets have a lock file of their own, which follows the dependencies of the others.
+	cargo metadata --locked --manifest-path rust/fuzz/Cargo.toml --format-version 1 >/dev/null
 	ruff check
 	ruff format --check
 	mypy
