@@ -39,6 +39,7 @@ MESSAGES = 150
 STREAMS = 100
 FRAMES = 150
 FILES = 40
+CUT_BYTES = 40
 
 
 @pytest.fixture(name="beside", autouse=True)
@@ -131,13 +132,16 @@ def test_files_gone_wrong(crowded: Worker, tmp_path: Path, seed: int, name: str)
     path = speech.write(tmp_path / name, speech.speech(1.0), rate_hz, subtype=subtype)
     right = path.read_bytes()
     dice = random.Random(seed)
-    statuses = set()
+    # Of MP3, nearly anything can be decoded; a frame that is cut off cannot.
+    bodies = [right[:CUT_BYTES]]
     for _ in range(FILES):
         # Headers are at the beginning.
         where = dice.choice([64, len(right)])
-        body = malformed.mutated(right[:where], dice) + right[where:]
+        bodies.append(malformed.mutated(right[:where], dice) + right[where:])
+    statuses = []
+    for body in bodies:
         answer = request(crowded.port, "POST", DEFAULT_PATH, body, {"kyutai-api-key": KEY})
         assert answer.status in {200, 400, 415}, answer.body
         assert answer.body
-        statuses.add(answer.status)
-    assert statuses - {200}
+        statuses.append(answer.status)
+    assert statuses[0] != 200
