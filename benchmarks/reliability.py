@@ -20,7 +20,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,8 +187,14 @@ def details(drill: Drill, measured: dict[str, Outcomes]) -> str:
     return f"### {drill.title}\n\n{paragraph(said)}\n\n{measurements}"
 
 
-def method(repeats: int, other_cores: float, repeated: list[str]) -> str:
-    """How it was measured, as paragraphs."""
+def method(repeats: int, other_cores: float, repeated: Mapping[str, int]) -> str:
+    """How it was measured, as paragraphs.
+
+    Args:
+        repeats: Runs of each drill.
+        other_cores: What other programs took.
+        repeated: Drills that were measured again later, by title, and how often then.
+    """
     facts = ", ".join(f"{name}: {value}" for name, value in machine().items())
     how = f"""The original is the worker of the published crate `moshi-server` {ORIGINAL_VERSION},
         both serve one configuration file: the demo's language model with the codec of the real
@@ -203,7 +209,8 @@ def method(repeats: int, other_cores: float, repeated: list[str]) -> str:
     slow = """The original computes all lanes in each step and needs about as long for it as a frame
         lasts on such a machine, so how late its answers are says something about its speed; how
         they change under load says something about the drill."""
-    again = f"Measured again later, by themselves (`--only`): {', '.join(repeated)}."
+    drills_of = ", ".join(f"{title} (runs: {runs})" for title, runs in repeated.items())
+    again = f"Measured again later, by themselves (`--only`): {drills_of}."
     said = (how, slow, where, again) if repeated else (how, slow, where)
     return "\n\n".join(paragraph(text) for text in said)
 
@@ -276,18 +283,20 @@ def main() -> int:
     other_cores = max(0.0, others_s) / (time.monotonic() - begun_s)
     command = command_line(original="moshi-server", build="FOLDER", faults="FOLDER", page="PAGE")
     before = arguments.results / "reliability.json"
-    repeated: list[str] = []
+    repeats = arguments.repeats
+    repeated: dict[str, int] = {}
     if arguments.only and before.exists():
         # One drill is improved more often than all are repeated.
         raw_before = json.loads(before.read_text(encoding="utf-8"))
         measured = {**earlier(before), **measured}
         command = raw_before["command"]
-        again = [*raw_before["repeated"], *(drill.title for drill in chosen)]
-        repeated = list(dict.fromkeys(again))
+        repeats = raw_before["repeats"]
+        again = {drill.title: 1 if drill.once else arguments.repeats for drill in chosen}
+        repeated = {**raw_before["repeated"], **again}
         other_cores = max(other_cores, raw_before["other_cores"])
         chosen = [drill for drill in drills_there_are if drill.title in measured]
 
-    how = method(arguments.repeats, other_cores, repeated)
+    how = method(repeats, other_cores, repeated)
     short = summary(chosen, measured)
     intro = f"Written by `benchmarks/reliability.py`; to repeat: `{command}`."
     parts = ["# Drills, ours beside the original", intro, how, "## Summary", short, "## Drills"]
@@ -296,6 +305,7 @@ def main() -> int:
         "command": command,
         "machine": machine(),
         "other_cores": other_cores,
+        "repeats": repeats,
         "repeated": repeated,
         "drills": {
             title: {
