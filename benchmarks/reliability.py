@@ -40,6 +40,8 @@ from measuring import (
     write_results,
 )
 
+from moshi_ctl.units import counted
+
 PAGE = HERE.parent / "docs" / "reliability.md"
 BEGIN, END = "<!-- drills: begin -->", "<!-- drills: end -->"
 NOT_APPLICABLE = "-"
@@ -200,8 +202,8 @@ def method(repeats: int, other_cores: float, repeated: Mapping[str, int]) -> str
         both serve one configuration file: the demo's language model with the codec of the real
         models (the original knows no other), random weights, {LANES} lanes, on the CPU, each with
         its own defaults (ours: q8). Every run of a drill is a process of its own and the servers
-        take turns; {repeats} runs of each, the last two drills once. Median (lowest to highest) of
-        the runs; times in ms from the fault on; "never" is not within 10 to 60 s, and
+        take turns; {counted(repeats, "run")} of each, the last two drills once. Median (lowest to
+        highest) of the runs; times in ms from the fault on; "never" is not within 10 to 60 s, and
         "{NOT_APPLICABLE}" is what does not apply. The original is asked `/api/build_info` for
         readiness, ours `/health/ready`."""
     where = f"""Machine: {facts}. Clients ran on the same machine; programs that are neither took
@@ -209,8 +211,8 @@ def method(repeats: int, other_cores: float, repeated: Mapping[str, int]) -> str
     slow = """The original computes all lanes in each step and needs about as long for it as a frame
         lasts on such a machine, so how late its answers are says something about its speed; how
         they change under load says something about the drill."""
-    drills_of = ", ".join(f"{title} (runs: {runs})" for title, runs in repeated.items())
-    again = f"Measured again later, by themselves (`--only`): {drills_of}."
+    later = ", ".join(f"{title} ({counted(runs, 'run')})" for title, runs in repeated.items())
+    again = f"Measured again later, by themselves (`--only`): {later}."
     said = (how, slow, where, again) if repeated else (how, slow, where)
     return "\n\n".join(paragraph(text) for text in said)
 

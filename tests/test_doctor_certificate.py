@@ -49,7 +49,7 @@ def found(certificate: Path | None, key: Path | None) -> Found:
 def refuse_secrets(said: str, key: Path | None) -> None:
     assert CANARY not in said
     if key is not None and key.is_file():
-        lines = key.read_text().splitlines()
+        lines = key.read_text(errors="replace").splitlines()
         assert not any(line in said for line in lines if line and not line.startswith("-----"))
 
 
@@ -107,32 +107,32 @@ def test_files_that_cannot_be_read(files: Files, tmp_path: Path) -> None:
     assert failed(files.certificate, tmp_path) == (said, readable)
 
 
-@pytest.mark.parametrize("content", ["nothing", "key", "cut", "no text"])
+CONTENTS = ["nothing", "the other", "cut", "no text"]
+
+
+def write_wrong(path: Path, content: str, *, right: Path, other: Path) -> None:
+    """Writes something else to a file than the right one has."""
+    wrong = {
+        "nothing": b"",
+        "the other": other.read_bytes(),
+        "cut": right.read_bytes()[:100],
+        "no text": bytes(range(256)),
+    }
+    path.write_bytes(wrong[content])
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_no_certificate_in_the_file(content: str, files: Files, tmp_path: Path) -> None:
     path = tmp_path / "other.pem"
-    path.write_bytes(
-        {
-            "nothing": b"",
-            "key": files.key.read_bytes(),
-            "cut": files.certificate.read_bytes()[:300],
-            "no text": bytes(range(256)),
-        }[content]
-    )
+    write_wrong(path, content, right=files.certificate, other=files.key)
     said = f"--tls-cert: {path} holds no certificate that can be read"
     assert failed(path, files.key) == (said, NO_CERTIFICATE)
 
 
-@pytest.mark.parametrize("content", ["nothing", "certificate", "cut", "no text"])
+@pytest.mark.parametrize("content", CONTENTS)
 def test_no_key_in_the_file(content: str, files: Files, tmp_path: Path) -> None:
     path = tmp_path / "other.key"
-    path.write_bytes(
-        {
-            "nothing": b"",
-            "certificate": files.certificate.read_bytes(),
-            "cut": files.key.read_bytes()[:100],
-            "no text": bytes(range(128)),
-        }[content]
-    )
+    write_wrong(path, content, right=files.key, other=files.certificate)
     said = f"--tls-key: {path} holds no private key that can be read"
     assert failed(files.certificate, path) == (said, NO_KEY)
 

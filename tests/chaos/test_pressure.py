@@ -95,9 +95,11 @@ def talkative(audio: Samples) -> bytes:
 
 
 def test_who_never_reads_is_cut_off(start: Start, audio: Samples, expected: Heard) -> None:
+    said = talkative(audio)
+
     def speak_until_cut_off(session: RawWebSocket) -> None:
         for _ in count():
-            session.socket.sendall(talkative(audio))
+            session.socket.sendall(said)
 
     def have_ended(server: Worker, end: str, number: int) -> bool:
         return ended(server, end) == number

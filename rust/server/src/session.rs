@@ -121,13 +121,10 @@ pub(crate) async fn refuse<S, E>(
     S: Stream<Item = Result<Message, E>> + Sink<Message>,
 {
     let (mut sink, mut stream) = socket.split();
-    let error = binary(&OutMsg::Error { message: message.to_string() });
-    let bytes = error.len();
-    if send(&mut sink, Message::Binary(error), limits).await.is_err() {
-        return;
-    }
-    metrics.sent(bytes);
-    if send(&mut sink, close_frame(code, message.to_string()), limits).await.is_ok() {
+    let error = OutMsg::Error { message: message.to_string() };
+    if say(&mut sink, &error, limits, metrics).await.is_ok()
+        && send(&mut sink, close_frame(code, message.to_string()), limits).await.is_ok()
+    {
         linger(&mut sink, &mut stream).await;
     }
 }
@@ -264,17 +261,31 @@ where
             }
         };
         for message in &messages {
-            let message = binary(message);
-            let bytes = message.len();
-            if let Err((end, why)) = send(sink, Message::Binary(message), limits).await {
+            if let Err((end, why)) = say(sink, message, limits, seat.metrics()).await {
                 return WriteEnd::Broken(end, why);
             }
-            seat.metrics().sent(bytes);
         }
         if let Some(close) = close {
             return WriteEnd::Over(close);
         }
     }
+}
+
+/// Sends what the server says, and counts it.
+async fn say<T>(
+    sink: &mut T,
+    message: &OutMsg,
+    limits: &Limits,
+    metrics: &ModuleMetrics,
+) -> Result<(), (SessionEnd, &'static str)>
+where
+    T: Sink<Message> + Unpin,
+{
+    let message = message.encode();
+    let bytes = message.len();
+    send(sink, Message::Binary(message.into()), limits).await?;
+    metrics.sent(bytes);
+    Ok(())
 }
 
 /// Sends a message, or says why that is impossible.
@@ -291,10 +302,6 @@ where
         Ok(Err(_)) => Err((SessionEnd::Lost, "the connection broke")),
         Err(_) => Err((SessionEnd::NotReading, "the peer does not read what it is sent")),
     }
-}
-
-fn binary(message: &OutMsg) -> Bytes {
-    message.encode().into()
 }
 
 fn close_frame(code: u16, mut reason: String) -> Message {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::lane::{Bells, Close, Lane};
 use super::{Lanes, Place, Visitor};
+use crate::close_code;
 use crate::metrics::{ModuleMetrics, SessionEnd};
 use crate::protocol::OutMsg;
 
@@ -66,12 +67,7 @@ impl Seat {
             Ok(()) => Ok(()),
             Err(()) => {
                 let reason = "too many unanswered markers";
-                self.end(
-                    Some(reason.into()),
-                    SessionEnd::Invalid,
-                    crate::close_code::POLICY,
-                    reason,
-                );
+                self.end(Some(reason.into()), SessionEnd::Invalid, close_code::POLICY, reason);
                 Err(Ended)
             }
         }
