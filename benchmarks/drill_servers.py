@@ -189,7 +189,7 @@ def free_port() -> int:
 
 
 def write_config(folder: Path) -> str:
-    """The demo's language model with the codec of the real models, the only one both can serve."""
+    """Tiny-random's language model with the codec of the real ones, the only one both can serve."""
     weights = cache("drills")
     paths = {
         f"{name}_file": weights / file
@@ -199,8 +199,8 @@ def write_config(folder: Path) -> str:
             ("text_tokenizer", "tokenizer.model"),
         )
     }
-    demo = shipped.path_of("demo").read_text(encoding="utf-8")
-    module = demo[demo.index("[modules.asr]") : demo.index("# The codec's shape")]
+    tiny = shipped.path_of("tiny-random").read_text(encoding="utf-8")
+    module = tiny[tiny.index("[modules.asr]") : tiny.index("# The codec's shape")]
     for key, path in paths.items():
         module = re.sub(rf"(?m)^{key} = .*$", f'{key} = "{path}"', module)
     module = re.sub(r"(?m)^batch_size = .*$", f"batch_size = {LANES}", module)

@@ -109,8 +109,8 @@ def write_config(folder: Path, name: str, lanes: int) -> Path:
     source = shipped.path_of(name)
     weights = cache("stt-1b" if name == "stt-1b-en_fr" else name)
     weights.mkdir(parents=True, exist_ok=True)
-    # The demo's file names want it; the others do not mind.
-    os.environ.setdefault("MOSHI_CTL_DEMO_DIR", str(weights))
+    # The file names of tiny-random want it; the others do not mind.
+    os.environ.setdefault("MOSHI_CTL_TINY_DIR", str(weights))
     paths = {key: weights / file for key, file in _FILES.items()}
     if not all(path.exists() for path in paths.values()):
         print(f"writing random weights to {weights} ...", flush=True)

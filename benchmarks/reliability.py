@@ -199,9 +199,9 @@ def method(repeats: int, other_cores: float, repeated: Mapping[str, int]) -> str
     """
     facts = ", ".join(f"{name}: {value}" for name, value in machine().items())
     how = f"""The original is the worker of the published crate `moshi-server` {ORIGINAL_VERSION},
-        both serve one configuration file: the demo's language model with the codec of the real
-        models (the original knows no other), random weights, {LANES} lanes, on the CPU, each with
-        its own defaults (ours: q8). Every run of a drill is a process of its own and the servers
+        both serve one configuration file: the language model of `tiny-random` with the codec of the
+        real models (the original knows no other), random weights, {LANES} lanes, on the CPU, each
+        with its own defaults (ours: q8). Every run of a drill is a process of its own and servers
         take turns; {counted(repeats, "run")} of each, the last two drills once. Median (lowest to
         highest) of the runs; times in ms from the fault on; "never" is not within 10 to 60 s, and
         "{NOT_APPLICABLE}" is what does not apply. The original is asked `/api/build_info` for

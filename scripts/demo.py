@@ -32,7 +32,7 @@ def main() -> None:
     # A supervisor's SIGTERM has to end the server too.
     signal.signal(signal.SIGTERM, _terminate)
     # The key of somebody's .env is for their own server.
-    environment = {**os.environ, "MOSHI_CTL_DEMO_DIR": str(folder), "MOSHI_API_KEY": "demo"}
+    environment = {**os.environ, "MOSHI_CTL_TINY_DIR": str(folder), "MOSHI_API_KEY": "demo"}
     folder.mkdir(parents=True, exist_ok=True)
     try:
         _write_model(folder, environment)
@@ -58,7 +58,7 @@ def _write_model(folder: Path, environment: dict[str, str]) -> None:
     _say(f"writing a small model with random weights to {folder} ...")
     subprocess.run(
         # Anew every time: it takes no time, and an older one may be of another shape.
-        [*COMMAND, "random-checkpoint", "--config", "demo", "--force"],
+        [*COMMAND, "random-checkpoint", "--config", "tiny-random", "--force"],
         env=environment,
         cwd=folder,
         stdout=subprocess.DEVNULL,
@@ -70,7 +70,7 @@ def _write_model(folder: Path, environment: dict[str, str]) -> None:
 def _server(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """Runs a server on a free loopback port and gives its address."""
     process = subprocess.Popen(
-        [*COMMAND, "worker", "--config", "demo", "--addr", "127.0.0.1", "--port", "0"],
+        [*COMMAND, "worker", "--config", "tiny-random", "--addr", "127.0.0.1", "--port", "0"],
         env=environment,
         # Not in the folder of the user's .env.
         cwd=folder,

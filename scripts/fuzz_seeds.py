@@ -123,8 +123,8 @@ def ogg_opus() -> Seeds:
 
 def configurations() -> Seeds:
     """What `configs/` does not have; the fuzzer is given that folder too."""
-    demo = (ROOT / "configs" / "demo.toml").read_text()
-    top, modules = demo.split("[modules.asr]", 1)
+    tiny = (ROOT / "configs" / "tiny-random.toml").read_text()
+    top, modules = tiny.split("[modules.asr]", 1)
     yield (
         "everything.toml",
         (
@@ -135,8 +135,8 @@ def configurations() -> Seeds:
             "scale_factor = 10.0\nmax_period = 10000.0\n"
         ).encode(),
     )
-    yield "asr.toml", demo.replace("BatchedAsr", "Asr").replace("batch_size = 4\n", "").encode()
-    yield "unknown.toml", demo.replace("batch_size", "batch_sise").encode()
+    yield "asr.toml", tiny.replace("BatchedAsr", "Asr").replace("batch_size = 4\n", "").encode()
+    yield "unknown.toml", tiny.replace("batch_size", "batch_sise").encode()
     yield "dotted.toml", b'a.b.c = 1\nmodules = { x = { type = "Lm" } }\n'
 
 

@@ -17,25 +17,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(scope="session")
-def demo_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the model files of the demo configuration."""
-    folder = tmp_path_factory.mktemp("demo")
+def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model files of the tiny-random configuration."""
+    folder = tmp_path_factory.mktemp("tiny-random")
     result = cli.run(
         "random-checkpoint",
         "--config",
-        "demo",
+        "tiny-random",
         cwd=folder,
-        env={"MOSHI_CTL_DEMO_DIR": str(folder)},
+        env={"MOSHI_CTL_TINY_DIR": str(folder)},
     )
     assert result.returncode == 0, result.stderr
     return folder
 
 
 @pytest.fixture(scope="session")
-def server(demo_dir: Path) -> Iterator[Worker]:
-    """A worker with the demo model that asks for `support.worker.KEY`."""
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-    with worker("demo", cwd=demo_dir, env=env) as started:
+def server(tiny_dir: Path) -> Iterator[Worker]:
+    """A worker with the tiny model that asks for `support.worker.KEY`."""
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
+    with worker("tiny-random", cwd=tiny_dir, env=env) as started:
         yield started
 
 

@@ -33,13 +33,13 @@ Change: TypeAlias = Callable[[Path], None]
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A worker of the demo with one thing changed.
+    """A worker of the tiny model with one thing changed.
 
     Attributes:
         name: What is changed; also the folder where that happens.
@@ -56,21 +56,23 @@ class Case:
     options: tuple[str, ...] = field(default=("--device", "cpu"))
 
 
-def check(cases: Iterable[Case], demo_dir: Path, folder: Path) -> None:
+def check(cases: Iterable[Case], tiny_dir: Path, folder: Path) -> None:
     """Starts a worker for each case, and sees to it that it says what is wrong, and ends."""
 
     def complaint(case: Case) -> str | None:
         place = folder / case.name
         place.mkdir()
-        for path in demo_dir.iterdir():
+        for path in tiny_dir.iterdir():
             if path.is_file() and path.name != case.file:
                 (place / path.name).symlink_to(path)
         changed = place / case.file
-        shutil.copy(demo_dir / case.file, changed)
+        shutil.copy(tiny_dir / case.file, changed)
         case.change(changed)
-        env = {"MOSHI_CTL_DEMO_DIR": str(place), "MOSHI_API_KEY": KEY}
+        env = {"MOSHI_CTL_TINY_DIR": str(place), "MOSHI_API_KEY": KEY}
         try:
-            error, _ = refusal("--config", "demo", *case.options, cwd=place, env=env, code=FAILURE)
+            error, _ = refusal(
+                "--config", "tiny-random", *case.options, cwd=place, env=env, code=FAILURE
+            )
         except AssertionError as failed:
             return f"{case.name}: {failed}"
         missing = [said for said in (str(changed), *case.says) if said not in error]
@@ -122,17 +124,17 @@ def tensor(name: str, change: Callable[[dict[str, Any], bytes], bytes]) -> Chang
 
 
 @pytest.mark.parametrize("name", [MODEL, CODEC, TOKENIZER])
-def test_files_that_were_cut_off(name: str, demo_dir: Path, tmp_path: Path) -> None:
-    check((Case(f"{n}0 percent", name, cut(n)) for n in range(10)), demo_dir, tmp_path)
+def test_files_that_were_cut_off(name: str, tiny_dir: Path, tmp_path: Path) -> None:
+    check((Case(f"{n}0 percent", name, cut(n)) for n in range(10)), tiny_dir, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("name", "used"),
     [(MODEL, "transformer.layers.1.norm2.alpha"), (CODEC, "encoder.model.3.conv.conv.weight")],
 )
-def test_a_flipped_bit_in_a_header(name: str, used: str, demo_dir: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_header(name: str, used: str, tiny_dir: Path, tmp_path: Path) -> None:
     entry = f'"{used}":{{'.encode()
-    content = (demo_dir / name).read_bytes()
+    content = (tiny_dir / name).read_bytes()
     start = content.index(entry)
     end = content.index(b"}", start)
     assert 8 < start < end < 8 + int.from_bytes(content[:8], "little")
@@ -151,12 +153,12 @@ def test_a_flipped_bit_in_a_header(name: str, used: str, demo_dir: Path, tmp_pat
             Case("shape", name, flip(0, inside(b'"shape":['))),
             Case("offset", name, flip(0, inside(b'"data_offsets":['))),
         ],
-        demo_dir,
+        tiny_dir,
         tmp_path,
     )
 
 
-def test_a_flipped_bit_in_a_tokenizer(demo_dir: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_a_tokenizer(tiny_dir: Path, tmp_path: Path) -> None:
     key = "text_tokenizer_file"
     check(
         [
@@ -165,7 +167,7 @@ def test_a_flipped_bit_in_a_tokenizer(demo_dir: Path, tmp_path: Path) -> None:
             Case("first field", TOKENIZER, flip(2, 2), (key,)),
             Case("byte of no text", TOKENIZER, flip(7, 4), (key,)),
         ],
-        demo_dir,
+        tiny_dir,
         tmp_path,
     )
 
@@ -184,8 +186,8 @@ def test_a_flipped_bit_in_a_tokenizer(demo_dir: Path, tmp_path: Path) -> None:
 def test_a_configuration_that_was_cut_off_or_has_a_flipped_bit(
     change: Change, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(tmp_path))
-    path = configs.demo(tmp_path)
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", str(tmp_path))
+    path = configs.tiny(tmp_path)
     config.read(path)
     change(path)
     with pytest.raises(ConfigError) as caught:
@@ -196,19 +198,19 @@ def test_a_configuration_that_was_cut_off_or_has_a_flipped_bit(
 
 
 @pytest.mark.parametrize("name", [MODEL, CODEC, TOKENIZER])
-def test_files_that_are_something_else(name: str, demo_dir: Path, tmp_path: Path) -> None:
-    other = demo_dir / (CODEC if name != CODEC else TOKENIZER)
+def test_files_that_are_something_else(name: str, tiny_dir: Path, tmp_path: Path) -> None:
+    other = tiny_dir / (CODEC if name != CODEC else TOKENIZER)
     noise = bytes((7 * i + 3) % 256 for i in range(4096))
     check(
         [Case("noise", name, put(noise)), Case("other", name, put(other.read_bytes()))],
-        demo_dir,
+        tiny_dir,
         tmp_path,
     )
 
 
 @pytest.mark.parametrize("key", [MODEL, CODEC, TOKENIZER])
 def test_files_that_are_missing(key: str, tmp_path: Path, env: dict[str, str]) -> None:
-    config = configs.demo(tmp_path, (f"$MOSHI_CTL_DEMO_DIR/{key}", f"/nowhere/{key}"))
+    config = configs.tiny(tmp_path, (f"$MOSHI_CTL_TINY_DIR/{key}", f"/nowhere/{key}"))
     error, hint = refusal("--config", config, cwd=tmp_path, env=env, code=CONFIG_ERROR)
     assert f"{config}:" in error
     assert f"/nowhere/{key}" in error
@@ -242,43 +244,43 @@ def of_type(dtype: str, item_bytes: int) -> Callable[[dict[str, Any], bytes], by
     return change
 
 
-def test_tensors_of_another_shape(demo_dir: Path, tmp_path: Path) -> None:
+def test_tensors_of_another_shape(tiny_dir: Path, tmp_path: Path) -> None:
     check(
         [
             Case(f"{what} {name}", file, tensor(name, change), (f"tensor `{name}`", "shape"))
             for file, name in TENSORS
             for what, change in (("reversed", reversed_shape), ("longer", twice_as_long))
         ],
-        demo_dir,
+        tiny_dir,
         tmp_path,
     )
 
 
-def test_tensors_of_another_type(demo_dir: Path, tmp_path: Path) -> None:
+def test_tensors_of_another_type(tiny_dir: Path, tmp_path: Path) -> None:
     check(
         [
             Case(f"{dtype} {name}", file, tensor(name, of_type(dtype, size)), (name, f"is {dtype}"))
             for file, name in TENSORS
             for dtype, size in (("I64", 8), ("U8", 1))
         ],
-        demo_dir,
+        tiny_dir,
         tmp_path,
     )
 
 
 def test_a_shape_that_the_configuration_does_not_say(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ("text_out_vocab_size = 512", "text_out_vocab_size = 511"))
+    config = configs.tiny(tmp_path, ("text_out_vocab_size = 512", "text_out_vocab_size = 511"))
     error, _ = refusal("--config", config, cwd=tmp_path, env=env, code=FAILURE)
     assert "text_linear.weight" in error
     assert "511" in error
     assert "512" in error
 
 
-def test_a_tokenizer_of_another_size(demo_dir: Path, tmp_path: Path) -> None:
-    content = (demo_dir / TOKENIZER).read_bytes()
+def test_a_tokenizer_of_another_size(tiny_dir: Path, tmp_path: Path) -> None:
+    content = (tiny_dir / TOKENIZER).read_bytes()
     first = 2 + content[1]  # a tag, a length, and so many bytes
     says = ("text_tokenizer_file", "511 pieces", "text_out_vocab_size is 512")
-    check([Case("one fewer", TOKENIZER, put(content[first:]), says)], demo_dir, tmp_path)
+    check([Case("one fewer", TOKENIZER, put(content[first:]), says)], tiny_dir, tmp_path)
 
 
 NAN = float("nan")
@@ -328,14 +330,14 @@ ANYWHERE = (
 )
 
 
-def test_a_number_that_is_none_is_found_in_every_tensor(demo_dir: Path, tmp_path: Path) -> None:
+def test_a_number_that_is_none_is_found_in_every_tensor(tiny_dir: Path, tmp_path: Path) -> None:
     cases = (not_finite(file, name, NAN, "f32", "--no-warmup") for file, name in ANYWHERE)
-    check(cases, demo_dir, tmp_path)
+    check(cases, tiny_dir, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16", "q8"])
 def test_a_number_that_is_none_is_found_in_every_precision(
-    precision: str, demo_dir: Path, tmp_path: Path
+    precision: str, tiny_dir: Path, tmp_path: Path
 ) -> None:
     in_model, in_codec = "transformer.layers.1.gating.linear_in.weight", ANYWHERE[8][1]
     cases = [
@@ -346,29 +348,29 @@ def test_a_number_that_is_none_is_found_in_every_precision(
             (CODEC, in_codec, -INFINITY),
         )
     ]
-    check(cases, demo_dir, tmp_path)
+    check(cases, tiny_dir, tmp_path)
 
 
 @pytest.mark.parametrize("options", [(), ("--no-warmup",)])
 def test_a_scale_that_is_no_number_in_a_quantized_file(
-    options: tuple[str, ...], demo_dir: Path, tmp_path: Path, env: dict[str, str]
+    options: tuple[str, ...], tiny_dir: Path, tmp_path: Path, env: dict[str, str]
 ) -> None:
     path = tmp_path / "model-q8.gguf"
-    result = cli.run("quantize", demo_dir / MODEL, path, cwd=tmp_path)
+    result = cli.run("quantize", tiny_dir / MODEL, path, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     name = "transformer.layers.1.gating.linear_in.weight"
     (found,) = [each for each in gguf.GGUFReader(path).tensors if each.name == name]
     content = bytearray(path.read_bytes())
     content[found.data_offset : found.data_offset + 2] = b"\x00\x7e"
     path.write_bytes(content)
-    config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/model.safetensors", str(path)))
+    config = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/model.safetensors", str(path)))
     error, _ = refusal("--config", config, *options, cwd=tmp_path, env=env, code=FAILURE)
     for said in (str(path), name, "not finite"):
         assert said in error
 
 
 def test_an_unknown_key(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ("batch_size = 4", "batch_sice = 4"))
+    config = configs.tiny(tmp_path, ("batch_size = 4", "batch_sice = 4"))
     error, hint = refusal("--config", config, cwd=tmp_path, env=env, code=CONFIG_ERROR)
     line = config.read_text().splitlines().index("batch_sice = 4") + 1
     assert f"{config}:{line}: modules.asr.batch_sice: unknown key" in error
@@ -376,15 +378,17 @@ def test_an_unknown_key(env: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_toml_that_is_none(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ('instance_name = "demo"', "instance_name = demo"))
+    config = configs.tiny(
+        tmp_path, ('instance_name = "tiny-random"', "instance_name = tiny-random")
+    )
     error, _ = refusal("--config", config, cwd=tmp_path, env=env, code=CONFIG_ERROR)
-    line = config.read_text().splitlines().index("instance_name = demo") + 1
+    line = config.read_text().splitlines().index("instance_name = tiny-random") + 1
     assert f"{config}:{line}: not valid TOML" in error
 
 
 def test_a_port_that_another_server_has(env: dict[str, str], tmp_path: Path) -> None:
-    with worker("demo", cwd=tmp_path, env=env) as first:
-        arguments = ("--config", "demo", "-a", "127.0.0.1", "-p", str(first.port))
+    with worker("tiny-random", cwd=tmp_path, env=env) as first:
+        arguments = ("--config", "tiny-random", "-a", "127.0.0.1", "-p", str(first.port))
         error, hint = refusal(*arguments, cwd=tmp_path, env=env, code=FAILURE)
         assert f"port {first.port} on 127.0.0.1 is in use" in error
         assert "--port" in str(hint)

@@ -1,4 +1,4 @@
-"""`moshi-ctl bench` with the demo model: what it reports, never how fast it was."""
+"""`moshi-ctl bench` with the tiny model: what it reports, never how fast it was."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ NUMBERS = ("step_median_ms", "step_p95_ms", "step_p99_ms", "codec_median_ms", "l
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
 
 
 def measured(*arguments: str, cwd: Path, env: dict[str, str]) -> dict[str, Any]:
-    result = cli.run("bench", "--config", "demo", "--cpu", "--json", *arguments, cwd=cwd, env=env)
+    result = cli.run(
+        "bench", "--config", "tiny-random", "--cpu", "--json", *arguments, cwd=cwd, env=env
+    )
     assert result.returncode == 0, result.stderr
     results: dict[str, Any] = json.loads(result.stdout)
     return results
@@ -34,7 +36,7 @@ def test_json_has_every_number_of_lanes(context: str, env: dict[str, str], tmp_p
     results = measured(
         "--lanes", "4,1,2,1", "--steps", "7", "--context", context, cwd=tmp_path, env=env
     )
-    assert (results["config"], results["module"]) == ("demo", "asr")
+    assert (results["config"], results["module"]) == ("tiny-random", "asr")
     assert (results["context"], results["frame_ms"]) == (context, 80.0)
     assert (results["steps"], results["loaded_lanes"]) == (7, 4)
     assert results["random_weights"] is False
@@ -64,7 +66,7 @@ def test_options_reach_the_engine(env: dict[str, str], tmp_path: Path) -> None:
 
 def test_the_table_names_what_was_measured(env: dict[str, str], tmp_path: Path) -> None:
     result = cli.run(
-        "bench", "--config", "demo", "--cpu", "--lanes", "1,3", "--steps", "3",
+        "bench", "--config", "tiny-random", "--cpu", "--lanes", "1,3", "--steps", "3",
         cwd=tmp_path, env=env,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -116,7 +118,7 @@ def test_conclusions(kept: list[bool], most: int, *, more_may_fit: bool) -> None
     ],
 )
 def test_usage_errors(arguments: list[str], env: dict[str, str], tmp_path: Path) -> None:
-    result = cli.run("bench", "--config", "demo", *arguments, cwd=tmp_path, env=env)
+    result = cli.run("bench", "--config", "tiny-random", *arguments, cwd=tmp_path, env=env)
     assert result.returncode == 2, result.stderr
     assert "rror" in result.stderr
     assert "Traceback" not in result.stderr
@@ -124,16 +126,16 @@ def test_usage_errors(arguments: list[str], env: dict[str, str], tmp_path: Path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    env = {"MOSHI_CTL_DEMO_DIR": str(tmp_path)}
-    result = cli.run("bench", "--config", "demo", cwd=tmp_path, env=env)
+    env = {"MOSHI_CTL_TINY_DIR": str(tmp_path)}
+    result = cli.run("bench", "--config", "tiny-random", cwd=tmp_path, env=env)
     assert result.returncode == 2
     assert "model.safetensors" in result.stderr
 
 
 def test_a_damaged_file(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(bytes(4096))
-    config = configs.demo(
-        tmp_path, ("$MOSHI_CTL_DEMO_DIR/codec.safetensors", str(tmp_path / "noise"))
+    config = configs.tiny(
+        tmp_path, ("$MOSHI_CTL_TINY_DIR/codec.safetensors", str(tmp_path / "noise"))
     )
     result = cli.run("bench", "--config", config, cwd=tmp_path, env=env)
     assert result.returncode == 1
@@ -142,7 +144,7 @@ def test_a_damaged_file(env: dict[str, str], tmp_path: Path) -> None:
 
 
 def test_several_modules_need_a_choice(env: dict[str, str], tmp_path: Path) -> None:
-    text = shipped.path_of("demo").read_text()
+    text = shipped.path_of("tiny-random").read_text()
     head, _, section = text.partition("[modules.asr]")
     second = section.replace("modules.asr", "modules.more").replace("asr-streaming", "more")
     path = tmp_path / "two.toml"
@@ -170,11 +172,11 @@ def test_a_module_without_a_configuration(tmp_path: Path) -> None:
 
 
 def test_random_weights_are_written_once(
-    demo_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(demo_dir))
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", str(tiny_dir))
     # The real shape would take gigabytes.
-    monkeypatch.setattr(bench, "_RANDOM_CONFIG", "demo")
+    monkeypatch.setattr(bench, "_RANDOM_CONFIG", "tiny-random")
     (tmp_path / "lm.safetensors.1.partial").touch()
     options = bench.BenchOptions(
         lanes=(1,), context=bench.Context.EMPTY, steps=2, threads=None, precision=None,
@@ -190,7 +192,7 @@ def test_random_weights_are_written_once(
 
 def test_ctrl_c_ends_it_between_two_steps(env: dict[str, str], tmp_path: Path) -> None:
     with subprocess.Popen(
-        [*cli.COMMAND, "bench", "--config", "demo", "--steps", "100000", "--lanes", "4"],
+        [*cli.COMMAND, "bench", "--config", "tiny-random", "--steps", "100000", "--lanes", "4"],
         cwd=tmp_path,
         env=cli.environment(env),
         stdout=subprocess.PIPE,
@@ -218,11 +220,11 @@ def test_ctrl_c_ends_it_between_two_steps(env: dict[str, str], tmp_path: Path) -
     ],
 )
 def test_the_extension_checks_what_it_is_given(
-    change: dict[str, Any], message: str, demo_dir: Path, monkeypatch: pytest.MonkeyPatch
+    change: dict[str, Any], message: str, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(demo_dir))
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", str(tiny_dir))
     arguments: dict[str, Any] = {
-        "config_path": shipped.path_of("demo"), "module": "asr", "files": {}, "lanes": [1],
+        "config_path": shipped.path_of("tiny-random"), "module": "asr", "files": {}, "lanes": [1],
         "full_context": False, "steps": 1, "threads": None, "precision": None, "device": "cpu",
         "progress": print,
     }  # fmt: skip
@@ -231,11 +233,11 @@ def test_the_extension_checks_what_it_is_given(
 
 
 def test_an_error_of_the_progress_callback_ends_it(
-    demo_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(demo_dir))
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", str(tiny_dir))
     with pytest.raises(ZeroDivisionError):
         _native.bench(
-            shipped.path_of("demo"), "asr", files={}, lanes=[1], full_context=False, steps=1,
+            shipped.path_of("tiny-random"), "asr", files={}, lanes=[1], full_context=False, steps=1,
             threads=None, precision=None, device="cpu", progress=lambda lanes: lanes // 0,
         )  # fmt: skip

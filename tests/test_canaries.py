@@ -124,19 +124,19 @@ def by_hand(started: Worker, *requests: bytes, encrypted: bool = True) -> bytes:
 
 @pytest.mark.parametrize("line_format", ["text", "json"])
 def test_through_every_route_and_failure(
-    line_format: str, sink: Collector, files: Files, demo_dir: Path, tmp_path: Path
+    line_format: str, sink: Collector, files: Files, tiny_dir: Path, tmp_path: Path
 ) -> None:
     logs, static = tmp_path / "logs", tmp_path / "static"
     static.mkdir()
     (static / "index.html").write_text("hello")
-    config = configs.demo(
+    config = configs.tiny(
         tmp_path,
-        ("$MOSHI_CTL_DEMO_DIR/logs", str(logs)),
-        ("$MOSHI_CTL_DEMO_DIR/static", str(static)),
+        ("$MOSHI_CTL_TINY_DIR/logs", str(logs)),
+        ("$MOSHI_CTL_TINY_DIR/static", str(static)),
     )
     dot_env(tmp_path)
     env = {
-        "MOSHI_CTL_DEMO_DIR": str(demo_dir),
+        "MOSHI_CTL_TINY_DIR": str(tiny_dir),
         "OTEL_EXPORTER_OTLP_HEADERS": "authorization=canary-of-the-collector",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
     }
@@ -221,7 +221,7 @@ async def _one_session(started: Worker, files: Files) -> None:
 
 def failing_starts(folder: Path) -> Iterator[tuple[str, list[str], list[str], dict[str, str]]]:
     """What fails: what it is, lines of `.env`, options, and variables."""
-    yield "no file", [], [], {"MOSHI_CTL_DEMO_DIR": "/nowhere"}
+    yield "no file", [], [], {"MOSHI_CTL_TINY_DIR": "/nowhere"}
     yield "broken .env", ["canary"], [], {}
     yield "one name twice", ["MOSHI_API_KEY=a:canary1,a:canary2"], [], {}
     yield "no header", ["MOSHI_API_KEY='canary canary'"], [], {}
@@ -233,13 +233,13 @@ def failing_starts(folder: Path) -> Iterator[tuple[str, list[str], list[str], di
     yield "certificate", [], ["--tls-cert", str(cert), "--tls-key", str(cert)], {}
 
 
-def test_through_starts_that_fail(demo_dir: Path, tmp_path: Path) -> None:
-    config = configs.demo(
+def test_through_starts_that_fail(tiny_dir: Path, tmp_path: Path) -> None:
+    config = configs.tiny(
         tmp_path,
-        ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")),
+        ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path / "logs")),
         ("instance_name", 'authorized_ids = ["canary-of-the-file"]\ninstance_name'),
     )
-    base = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+    base = {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     for what, lines, options, variables in failing_starts(tmp_path):
         dot_env(tmp_path, *lines)
         result = cli.run(

@@ -16,10 +16,10 @@ def write(folder: Path, *arguments: str) -> dict[str, str]:
     result = cli.run(
         "random-checkpoint",
         "--config",
-        "demo",
+        "tiny-random",
         *arguments,
         cwd=folder.parent,
-        env={"MOSHI_CTL_DEMO_DIR": str(folder)},
+        env={"MOSHI_CTL_TINY_DIR": str(folder)},
     )
     assert result.returncode == 0, result.stderr
     written = [Path(line) for line in result.stdout.splitlines()]
@@ -51,8 +51,10 @@ def test_precision_is_the_language_model_s(tmp_path: Path) -> None:
 
 def test_nothing_is_replaced_unless_forced(tmp_path: Path) -> None:
     before = write(tmp_path / "a")
-    env = {"MOSHI_CTL_DEMO_DIR": str(tmp_path / "a")}
-    refused = cli.run("random-checkpoint", "--config", "demo", "--seed", "1", cwd=tmp_path, env=env)
+    env = {"MOSHI_CTL_TINY_DIR": str(tmp_path / "a")}
+    refused = cli.run(
+        "random-checkpoint", "--config", "tiny-random", "--seed", "1", cwd=tmp_path, env=env
+    )
     assert refused.returncode == 2
     assert "model.safetensors is already there" in refused.stderr
     assert "--force" in refused.stderr
@@ -68,22 +70,22 @@ def test_files_of_a_hub_are_not_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    env = {"MOSHI_CTL_DEMO_DIR": str(tmp_path / "file")}
-    result = cli.run("random-checkpoint", "--config", "demo", cwd=tmp_path, env=env)
+    env = {"MOSHI_CTL_TINY_DIR": str(tmp_path / "file")}
+    result = cli.run("random-checkpoint", "--config", "tiny-random", cwd=tmp_path, env=env)
     assert result.returncode == 1
     assert "cannot be written" in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ("text_out_vocab_size = 512", "text_out_vocab_size = 4"))
+    config = configs.tiny(tmp_path, ("text_out_vocab_size = 512", "text_out_vocab_size = 4"))
     folder = tmp_path / "files"
     result = cli.run(
         "random-checkpoint",
         "--config",
         config,
         cwd=tmp_path,
-        env={"MOSHI_CTL_DEMO_DIR": str(folder)},
+        env={"MOSHI_CTL_TINY_DIR": str(folder)},
     )
     assert result.returncode == 1
     assert "tokenizer" in result.stderr
@@ -92,5 +94,5 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", ["-1", "x"])
 def test_seeds_that_are_none(seed: str, tmp_path: Path) -> None:
-    result = cli.run("random-checkpoint", "--config", "demo", "--seed", seed, cwd=tmp_path)
+    result = cli.run("random-checkpoint", "--config", "tiny-random", "--seed", seed, cwd=tmp_path)
     assert result.returncode == 2

@@ -40,19 +40,19 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     [
         ["no-such-command"],
         ["worker"],
-        ["worker", "--config", "demo", "--log", "loud"],
-        ["worker", "--config", "demo", "--port", "65536"],
-        ["worker", "--config", "demo", "--bogus"],
-        ["worker", "--config", "demo", "--threads", "0"],
-        ["worker", "--config", "demo", "--threads", str(_native.MAX_THREADS + 1)],
-        ["worker", "--config", "demo", "--threads", "two"],
-        ["worker", "--config", "demo", "--precision", "q4"],
-        ["worker", "--config", "demo", "--kv-precision", "int8"],
+        ["worker", "--config", "tiny-random", "--log", "loud"],
+        ["worker", "--config", "tiny-random", "--port", "65536"],
+        ["worker", "--config", "tiny-random", "--bogus"],
+        ["worker", "--config", "tiny-random", "--threads", "0"],
+        ["worker", "--config", "tiny-random", "--threads", str(_native.MAX_THREADS + 1)],
+        ["worker", "--config", "tiny-random", "--threads", "two"],
+        ["worker", "--config", "tiny-random", "--precision", "q4"],
+        ["worker", "--config", "tiny-random", "--kv-precision", "int8"],
         ["validate"],
         ["transcribe"],
         ["transcribe", "a.wav", "--format", "doc"],
         ["configs", "no-such-config"],
-        ["random-checkpoint", "--config", "demo", "--precision", "q8"],
+        ["random-checkpoint", "--config", "tiny-random", "--precision", "q8"],
         ["quantize"],
         ["quantize", "a.safetensors"],
     ],
@@ -66,7 +66,7 @@ def test_usage_errors(arguments: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["--precision", "--kv-precision"])
 def test_a_precision_that_is_none_is_refused_with_the_list(option: str, tmp_path: Path) -> None:
-    result = cli.run("worker", "--config", "demo", option, "q4", cwd=tmp_path)
+    result = cli.run("worker", "--config", "tiny-random", option, "q4", cwd=tmp_path)
     assert result.returncode == USAGE_ERROR
     for name in ("q4", "auto", "f32", "f16", "bf16", "q8"):
         assert f"'{name}'" in result.stderr
@@ -79,7 +79,7 @@ def test_threads_from_the_environment_are_checked_too(
     wish: int, limit: int, tmp_path: Path
 ) -> None:
     (tmp_path / ".env").write_text(f"MOSHI_THREADS={wish}\n")
-    result = cli.run("worker", "--config", "demo", cwd=tmp_path)
+    result = cli.run("worker", "--config", "tiny-random", cwd=tmp_path)
     assert result.returncode == USAGE_ERROR
     # In a box, whose lines break anywhere.
     said = " ".join(line.strip("│ ") for line in result.stderr.splitlines())
@@ -91,11 +91,11 @@ def test_random_files_in_q8_are_refused_with_a_way_to_have_them(tmp_path: Path) 
     result = cli.run(
         "random-checkpoint",
         "--config",
-        "demo",
+        "tiny-random",
         "--precision",
         "q8",
         cwd=tmp_path,
-        env={"MOSHI_CTL_DEMO_DIR": str(tmp_path)},
+        env={"MOSHI_CTL_TINY_DIR": str(tmp_path)},
     )
     assert result.returncode == USAGE_ERROR
     assert "q8" in result.stderr

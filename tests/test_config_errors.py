@@ -18,7 +18,7 @@ MISTAKES = {
         "batch_size",
     ),
     "misspelt top key": (
-        ('instance_name = "demo"', 'instance_nam = "demo"'),
+        ('instance_name = "tiny-random"', 'instance_nam = "tiny-random"'),
         "instance_nam",
         "unknown key",
         "instance_name",
@@ -61,13 +61,13 @@ MISTAKES = {
         None,
     ),
     "variable not set": (
-        ("$MOSHI_CTL_DEMO_DIR/model", "$MOSHI_NOT_SET/model"),
+        ("$MOSHI_CTL_TINY_DIR/model", "$MOSHI_NOT_SET/model"),
         "modules.asr.lm_model_file",
         "MOSHI_NOT_SET",
         "MOSHI_NOT_SET",
     ),
     "hub file without a name": (
-        ("$MOSHI_CTL_DEMO_DIR/model.safetensors", "hf://kyutai/model"),
+        ("$MOSHI_CTL_TINY_DIR/model.safetensors", "hf://kyutai/model"),
         "modules.asr.lm_model_file",
         "hf://kyutai/model",
         "hf://",
@@ -105,8 +105,8 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change, key, said, hint = MISTAKES[mistake]
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", "/demo")
-    path = configs.demo(tmp_path, change)
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", "/tiny")
+    path = configs.tiny(tmp_path, change)
     with pytest.raises(ConfigError) as caught:
         config.read(path)
     error = caught.value
@@ -125,8 +125,8 @@ def test_mistakes(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_two_modules_on_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", "/demo")
-    path = configs.demo(tmp_path)
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", "/tiny")
+    path = configs.tiny(tmp_path)
     text = path.read_text()
     module = text[text.index("[modules.asr]") :]
     path.write_text(text + module.replace("[modules.asr", "[modules.second"))
@@ -136,22 +136,27 @@ def test_two_modules_on_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_broken_toml_names_the_line(tmp_path: Path) -> None:
-    path = configs.demo(tmp_path, ('instance_name = "demo"', 'instance_name = "demo'))
+    path = configs.tiny(tmp_path, ('instance_name = "tiny-random"', 'instance_name = "tiny-random'))
     with pytest.raises(ConfigError) as caught:
         config.read(path)
-    assert caught.value.line == path.read_text().splitlines().index('instance_name = "demo') + 1
+    assert (
+        caught.value.line == path.read_text().splitlines().index('instance_name = "tiny-random') + 1
+    )
 
 
 def test_keys_are_counted_and_never_shown(tmp_path: Path) -> None:
-    path = configs.demo(
+    path = configs.tiny(
         tmp_path,
-        ('instance_name = "demo"', 'instance_name = "demo"\nauthorized_ids = ["s3cret", "t"]'),
+        (
+            'instance_name = "tiny-random"',
+            'instance_name = "tiny-random"\nauthorized_ids = ["s3cret", "t"]',
+        ),
     )
-    result = cli.run("validate", path, cwd=tmp_path, env={"MOSHI_CTL_DEMO_DIR": "/demo"})
+    result = cli.run("validate", path, cwd=tmp_path, env={"MOSHI_CTL_TINY_DIR": "/tiny"})
     assert result.returncode == 0
     assert "s3cret" not in result.stdout + result.stderr
     path.write_text(path.read_text().replace('["s3cret", "t"]', '{ a = "s3cret" }'))
-    result = cli.run("validate", path, cwd=tmp_path, env={"MOSHI_CTL_DEMO_DIR": "/demo"})
+    result = cli.run("validate", path, cwd=tmp_path, env={"MOSHI_CTL_TINY_DIR": "/tiny"})
     assert result.returncode == 2
     assert "authorized_ids" in result.stderr
     assert "s3cret" not in result.stdout + result.stderr

@@ -20,7 +20,7 @@ from support.fake_hub import FakeFile, FakeHub, fake_hub
 from support.fake_nvml import Machine
 from support.worker import Worker
 
-MODEL = "$MOSHI_CTL_DEMO_DIR/model.safetensors"
+MODEL = "$MOSHI_CTL_TINY_DIR/model.safetensors"
 ON_THE_HUB = "hf://org/repo/model.safetensors"
 WITHOUT_CONFIG = [
     "Python",
@@ -67,9 +67,9 @@ def test_without_a_configuration(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_with_a_configuration(demo_dir: Path, tmp_path: Path, fake: FakeHub) -> None:
-    config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")))
-    env = {**fake.environment(tmp_path / "home"), "MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+def test_with_a_configuration(tiny_dir: Path, tmp_path: Path, fake: FakeHub) -> None:
+    config = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path / "logs")))
+    env = {**fake.environment(tmp_path / "home"), "MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     report = examined("--config", config, cwd=tmp_path, env=env)
     assert report.code == 0, report.text
     assert {check["status"] for check in report.named("files")} == {"ok"}
@@ -204,7 +204,7 @@ def test_dot_env_as_it_should_be(tmp_path: Path) -> None:
 
 
 def test_a_name_that_the_configuration_uses_is_no_slip(tmp_path: Path) -> None:
-    configs.demo(tmp_path, (MODEL, "$MOSHI_MODELS/model.safetensors"))
+    configs.tiny(tmp_path, (MODEL, "$MOSHI_MODELS/model.safetensors"))
     dot_env(tmp_path, f"MOSHI_MODELS={tmp_path}\n")
     assert examined("--config", "config.toml", cwd=tmp_path).line(".env")[0] == "ok"
 
@@ -255,13 +255,13 @@ def test_names_do_not_hide_what_everybody_knows(tmp_path: Path) -> None:
     report = examined(cwd=tmp_path, env=env)
     assert report.named("keys")[1]["message"].startswith("key 2 of MOSHI_API_KEY: ")
     change = ("instance_name", 'authorized_ids = ["web:public_token"]\ninstance_name')
-    path = configs.demo(tmp_path, change)
+    path = configs.tiny(tmp_path, change)
     report = examined("--config", path, cwd=tmp_path, env={"MOSHI_API_KEY": ""})
     assert report.named("keys")[1]["message"].startswith("key 1 of authorized_ids: ")
 
 
 def test_keys_of_a_configuration(tmp_path: Path) -> None:
-    path = configs.demo(
+    path = configs.tiny(
         tmp_path, ("instance_name", 'authorized_ids = ["public_token"]\ninstance_name')
     )
     report = examined("--config", path, cwd=tmp_path, env={"MOSHI_API_KEY": ""})
@@ -295,7 +295,7 @@ SECRETS = {
 }
 
 
-@pytest.mark.parametrize("config", ["demo", "stt-1b-en_fr", "broken.toml"])
+@pytest.mark.parametrize("config", ["tiny-random", "stt-1b-en_fr", "broken.toml"])
 @pytest.mark.parametrize("in_file", [False, True])
 def test_no_secret_is_ever_shown(in_file: bool, config: str, tmp_path: Path) -> None:
     (tmp_path / "broken.toml").write_text('authorized_ids = ["canary", canary]\n')
@@ -328,7 +328,7 @@ def test_a_configuration_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_what_does_not_fit(tmp_path: Path) -> None:
-    path = configs.demo(tmp_path)
+    path = configs.tiny(tmp_path)
     report = examined("--config", path, cwd=tmp_path, env={"MOSHI_RESERVE_MB": "1048576"})
     failure = next(check for check in report.named("plan") if check["status"] == "failure")
     assert "one lane needs" in failure["message"]
@@ -339,17 +339,17 @@ def test_what_does_not_fit(tmp_path: Path) -> None:
 def test_fewer_lanes_than_wanted(tmp_path: Path) -> None:
     lane_mib = psutil.virtual_memory().available / BYTES_PER_MIB / 2.5
     env = {"MOSHI_PER_BATCH_ITEM_MB": f"{lane_mib:.0f}"}
-    report = examined("--config", configs.demo(tmp_path), cwd=tmp_path, env=env)
+    report = examined("--config", configs.tiny(tmp_path), cwd=tmp_path, env=env)
     warning = report.named("plan")[0]
     assert warning["status"] == "warning"
     assert re.match(r"asr: only [12] of 4 lanes fit on ", warning["message"])
     assert "batch_size" in warning["remedy"]
 
 
-def test_a_model_file_that_is_another_thing(demo_dir: Path, tmp_path: Path) -> None:
+def test_a_model_file_that_is_another_thing(tiny_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("not a model")
-    path = configs.demo(tmp_path, (MODEL, str(tmp_path / "text.safetensors")))
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+    path = configs.tiny(tmp_path, (MODEL, str(tmp_path / "text.safetensors")))
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     status, said = examined("--config", path, cwd=tmp_path, env=env).line("plan")
     assert status == "failure"
     assert "text.safetensors" in said
@@ -357,7 +357,7 @@ def test_a_model_file_that_is_another_thing(demo_dir: Path, tmp_path: Path) -> N
 
 def test_model_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "codec.safetensors").mkdir()
-    report = examined("--config", configs.demo(tmp_path), cwd=tmp_path)
+    report = examined("--config", configs.tiny(tmp_path), cwd=tmp_path)
     assert [(check["status"], check["message"].split()[-1]) for check in report.named("files")] == [
         ("failure", "exist"),
         ("failure", "exist"),
@@ -366,10 +366,10 @@ def test_model_files_that_are_not_there(tmp_path: Path) -> None:
     assert report.code == 1
 
 
-def test_files_that_the_hub_has(fake: FakeHub, demo_dir: Path, tmp_path: Path) -> None:
-    path = configs.demo(tmp_path, (MODEL, ON_THE_HUB))
+def test_files_that_the_hub_has(fake: FakeHub, tiny_dir: Path, tmp_path: Path) -> None:
+    path = configs.tiny(tmp_path, (MODEL, ON_THE_HUB))
     fake.files["org/repo/model.safetensors"] = FakeFile(bytes(12_345))
-    env = {**fake.environment(tmp_path / "home"), "MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+    env = {**fake.environment(tmp_path / "home"), "MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     report = examined("--config", path, cwd=tmp_path, env=env)
     assert report.code == 0, report.text
     assert f"{fake.endpoint} answers; HF_TOKEN is not set" in report.text
@@ -379,12 +379,12 @@ def test_files_that_the_hub_has(fake: FakeHub, demo_dir: Path, tmp_path: Path) -
     assert not (tmp_path / "home").exists()
 
 
-def test_a_file_that_the_hub_does_not_give(fake: FakeHub, demo_dir: Path, tmp_path: Path) -> None:
-    path = configs.demo(tmp_path, (MODEL, ON_THE_HUB))
+def test_a_file_that_the_hub_does_not_give(fake: FakeHub, tiny_dir: Path, tmp_path: Path) -> None:
+    path = configs.tiny(tmp_path, (MODEL, ON_THE_HUB))
     fake.files["org/repo/model.safetensors"] = FakeFile(status=403, error_code="GatedRepo")
     env = {
         **fake.environment(tmp_path / "home"),
-        "MOSHI_CTL_DEMO_DIR": str(demo_dir),
+        "MOSHI_CTL_TINY_DIR": str(tiny_dir),
         "HF_TOKEN": "hf_canary",
     }
     report = examined("--config", path, cwd=tmp_path, env=env)
@@ -395,15 +395,15 @@ def test_a_file_that_the_hub_does_not_give(fake: FakeHub, demo_dir: Path, tmp_pa
     assert "hf_canary" not in report.text
 
 
-def test_a_hub_that_is_not_there(demo_dir: Path, tmp_path: Path) -> None:
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+def test_a_hub_that_is_not_there(tiny_dir: Path, tmp_path: Path) -> None:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     status, said = examined(cwd=tmp_path, env=env).line("hub")
     assert status == "warning"
     assert "does not answer" in said
     assert "HF_ENDPOINT" in said
-    path = configs.demo(tmp_path)
+    path = configs.tiny(tmp_path)
     assert examined("--config", path, cwd=tmp_path, env=env).line("hub")[0] == "warning"
-    path = configs.demo(tmp_path, (MODEL, ON_THE_HUB))
+    path = configs.tiny(tmp_path, (MODEL, ON_THE_HUB))
     report = examined("--config", path, cwd=tmp_path, env=env)
     assert (report.line("hub")[0], report.code) == ("failure", 1)
     assert "1 file is to be downloaded" in report.only("hub")["message"]
@@ -418,11 +418,11 @@ def test_a_hub_that_never_answers(tmp_path: Path) -> None:
     assert "Timeout" in report.only("hub")["message"]
 
 
-def test_offline(fake: FakeHub, demo_dir: Path, tmp_path: Path) -> None:
-    path = configs.demo(tmp_path, (MODEL, ON_THE_HUB))
+def test_offline(fake: FakeHub, tiny_dir: Path, tmp_path: Path) -> None:
+    path = configs.tiny(tmp_path, (MODEL, ON_THE_HUB))
     env = {
         **fake.environment(tmp_path / "home"),
-        "MOSHI_CTL_DEMO_DIR": str(demo_dir),
+        "MOSHI_CTL_TINY_DIR": str(tiny_dir),
         "HF_HUB_OFFLINE": "1",
     }
     report = examined("--config", path, cwd=tmp_path, env=env)
@@ -432,21 +432,21 @@ def test_offline(fake: FakeHub, demo_dir: Path, tmp_path: Path) -> None:
     assert fake.requests == []
 
 
-def test_a_folder_of_logs_with_a_file_in_its_way(demo_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_of_logs_with_a_file_in_its_way(tiny_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     for log_dir in (tmp_path / "file", tmp_path / "file" / "logs"):
-        path = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(log_dir)))
+        path = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(log_dir)))
         status, said = examined("--config", path, cwd=tmp_path, env=env).line("log directory")
         assert status == "warning"
         assert "file is not a folder | set log_dir" in said
 
 
-def test_a_folder_of_logs_stays_as_it_is(demo_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_of_logs_stays_as_it_is(tiny_dir: Path, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
-    path = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(logs)))
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+    path = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(logs)))
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     report = examined("--config", path, cwd=tmp_path, env=env)
     assert report.line("log directory") == ("ok", f"{logs} | None")
     assert list(logs.iterdir()) == []

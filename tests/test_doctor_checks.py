@@ -435,13 +435,13 @@ ASKED: dict[str, tuple[object, str]] = {
 def test_a_check_that_breaks_is_a_line(
     name: str,
     how: Callable[..., NoReturn],
-    demo_dir: Path,
+    tiny_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(demo_dir))
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", str(tiny_dir))
     (tmp_path / ".env").write_text("A=1\n")
-    path = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path)))
+    path = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path)))
     monkeypatch.setattr(gpu, "read", lambda: NEW_DRIVER)
     monkeypatch.setattr(*ASKED[name], how)
     found = list(doctor.examine(Situation("127.0.0.1", 0, str(path), tmp_path)))

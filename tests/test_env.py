@@ -104,11 +104,13 @@ def test_a_dot_env_that_comes_later_counts(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_dot_env_reaches_the_configuration(tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text(f"MOSHI_CTL_DEMO_DIR={tmp_path}\n")
-    result = cli.run("validate", "demo", cwd=tmp_path)
+    (tmp_path / ".env").write_text(f"MOSHI_CTL_TINY_DIR={tmp_path}\n")
+    result = cli.run("validate", "tiny-random", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"{tmp_path}/model.safetensors" in result.stderr
-    result = cli.run("validate", "demo", cwd=tmp_path, env={"MOSHI_CTL_DEMO_DIR": "/elsewhere"})
+    result = cli.run(
+        "validate", "tiny-random", cwd=tmp_path, env={"MOSHI_CTL_TINY_DIR": "/elsewhere"}
+    )
     assert "/elsewhere/model.safetensors" in result.stderr
 
 

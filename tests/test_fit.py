@@ -17,8 +17,8 @@ FIT_KEYS = ("batch_size", "precision", "kv_precision")
 
 
 @pytest.fixture(autouse=True)
-def _folder_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", "/demo")
+def _folder_of_the_tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", "/tiny")
 
 
 def fitted(command: Command, source: Path, *arguments: str) -> tuple[Said, str]:

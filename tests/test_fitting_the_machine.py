@@ -17,12 +17,12 @@ LANES = 64
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
-def demo(folder: Path, lanes: int | str, *more: tuple[str, str]) -> Path:
-    return configs.demo(folder, ("batch_size = 4", f"batch_size = {lanes}"), *more)
+def tiny(folder: Path, lanes: int | str, *more: tuple[str, str]) -> Path:
+    return configs.tiny(folder, ("batch_size = 4", f"batch_size = {lanes}"), *more)
 
 
 def slots(log: list[str]) -> int:
@@ -62,11 +62,11 @@ def test_without_memory_for_all_lanes_it_starts_with_fewer(
 ) -> None:
     long_rings = ("context = 100", f"context = {CONTEXT}")
     no_measuring = ("[modules.asr]", "[sizing]\nreal_time = false\n[modules.asr]")
-    one = demo(tmp_path, 1, long_rings, no_measuring)
+    one = tiny(tmp_path, 1, long_rings, no_measuring)
     lane_bytes = needs(one, monkeypatch, env)
     with worker(one, cwd=tmp_path, env=env) as started:
         with_one = address_space(started.process.pid)
-    many = demo(tmp_path, LANES, long_rings, no_measuring)
+    many = tiny(tmp_path, LANES, long_rings, no_measuring)
     limit = with_one + int(0.4 * LANES) * lane_bytes
     with worker(many, cwd=tmp_path, env=env, address_space_bytes=limit) as started:
         said = "".join(started.log)
@@ -86,10 +86,10 @@ def test_without_memory_for_all_lanes_it_starts_with_fewer(
 def test_without_memory_for_one_lane_it_gives_up_plainly(
     env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = demo(tmp_path, 2)
+    one = tiny(tmp_path, 2)
     with worker(one, cwd=tmp_path, env=env) as started:
         enough = address_space(started.process.pid)
-    huge = demo(tmp_path, 2, ("context = 100", "context = 1000000"))
+    huge = tiny(tmp_path, 2, ("context = 100", "context = 1000000"))
     assert needs(huge, monkeypatch, env) > enough // 4
     result = cli.run(
         "worker", "--config", huge, "-a", "127.0.0.1", "-p", "0", "--cpu",
@@ -106,11 +106,11 @@ def test_without_memory_for_one_lane_it_gives_up_plainly(
 def test_lanes_beyond_real_time_are_not_offered(env: dict[str, str], tmp_path: Path) -> None:
     slow = {**env, "MOSHI_INSTRUCTIONS": "portable", "MOSHI_THREADS": "1"}
     lanes = 512
-    with worker(demo(tmp_path, lanes), cwd=tmp_path, env=slow) as started:
+    with worker(tiny(tmp_path, lanes), cwd=tmp_path, env=slow) as started:
         offered = int(started.modules()[0]["total_slots"])
         assert 1 <= offered < lanes
         assert f"{offered} lanes are offered instead of {lanes}: a step of" in "".join(started.log)
-    with worker(demo(tmp_path, '"auto"'), cwd=tmp_path, env=slow) as started:
+    with worker(tiny(tmp_path, '"auto"'), cwd=tmp_path, env=slow) as started:
         assert 1 <= int(started.modules()[0]["total_slots"]) < lanes
         warnings = [line for line in started.log if "WARN" in line and "offered" in line]
         assert not warnings
@@ -120,6 +120,6 @@ def test_lanes_beyond_real_time_are_not_offered(env: dict[str, str], tmp_path: P
 def test_measuring_can_be_switched_off(section: str, env: dict[str, str], tmp_path: Path) -> None:
     slow = {**env, "MOSHI_INSTRUCTIONS": "portable", "MOSHI_THREADS": "1"}
     lanes = _native.MAX_LANES
-    path = demo(tmp_path, lanes, ("[modules.asr]", f"{section}\n[modules.asr]"))
+    path = tiny(tmp_path, lanes, ("[modules.asr]", f"{section}\n[modules.asr]"))
     with worker(path, cwd=tmp_path, env=slow) as started:
         assert started.modules()[0]["total_slots"] == str(lanes)

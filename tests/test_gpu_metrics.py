@@ -58,10 +58,10 @@ def wait_for(server: Worker, expected: dict[str, float], **labels: str) -> dict[
 
 
 @contextmanager
-def serving(demo_dir: Path, folder: Path, machine: Machine, **variables: str) -> Iterator[Worker]:
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def serving(tiny_dir: Path, folder: Path, machine: Machine, **variables: str) -> Iterator[Worker]:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
     with worker(
-        "demo", cwd=folder, env={**env, **fake_nvml.machine(folder, machine), **variables}
+        "tiny-random", cwd=folder, env={**env, **fake_nvml.machine(folder, machine), **variables}
     ) as server:
         yield server
 
@@ -70,8 +70,8 @@ def labels(reading: Reading) -> dict[str, str]:
     return {name: reading[name] for name in ("device", "name", "uuid")}
 
 
-def test_a_worker_tells_what_its_cards_do_now(demo_dir: Path, tmp_path: Path) -> None:
-    with serving(demo_dir, tmp_path, RTX_2070) as server:
+def test_a_worker_tells_what_its_cards_do_now(tiny_dir: Path, tmp_path: Path) -> None:
+    with serving(tiny_dir, tmp_path, RTX_2070) as server:
         expected = gauges(THE_2070_READ)
         assert wait_for(server, expected, **labels(THE_2070_READ)) == expected
         fake_nvml.become(tmp_path, LOST)
@@ -86,22 +86,22 @@ def test_a_worker_tells_what_its_cards_do_now(demo_dir: Path, tmp_path: Path) ->
         assert server.end() == 0
 
 
-def test_a_worker_tells_only_what_the_driver_tells(demo_dir: Path, tmp_path: Path) -> None:
-    with serving(demo_dir, tmp_path, ONE_INSTANCE) as server:
+def test_a_worker_tells_only_what_the_driver_tells(tiny_dir: Path, tmp_path: Path) -> None:
+    with serving(tiny_dir, tmp_path, ONE_INSTANCE) as server:
         expected = gauges(THE_INSTANCE_READ)
         assert set(expected) == {"moshi_gpu_memory_used_bytes", "moshi_gpu_memory_total_bytes"}
         assert wait_for(server, expected, **labels(THE_INSTANCE_READ)) == expected
         assert wait_for(server, expected) == expected
 
 
-def test_a_worker_tells_of_each_card_that_cuda_lets_it_use(demo_dir: Path, tmp_path: Path) -> None:
-    with serving(demo_dir, tmp_path, TWO_CARDS, CUDA_VISIBLE_DEVICES="1,0") as server:
+def test_a_worker_tells_of_each_card_that_cuda_lets_it_use(tiny_dir: Path, tmp_path: Path) -> None:
+    with serving(tiny_dir, tmp_path, TWO_CARDS, CUDA_VISIBLE_DEVICES="1,0") as server:
         expected = gauges(THE_2070_READ)
         assert wait_for(server, expected, device="cuda:1", uuid=RTX_2070_CARD.uuid) == expected
         other = samples(server, device="cuda:0", uuid=RTX_3060_CARD.uuid)
         assert other["moshi_gpu_memory_used_bytes"] == 236 * MIB
 
 
-def test_a_worker_without_a_card_tells_of_none(demo_dir: Path, tmp_path: Path) -> None:
-    with serving(demo_dir, tmp_path, NO_CARD) as server:
+def test_a_worker_without_a_card_tells_of_none(tiny_dir: Path, tmp_path: Path) -> None:
+    with serving(tiny_dir, tmp_path, NO_CARD) as server:
         assert "moshi_gpu_" not in server.get("/metrics")

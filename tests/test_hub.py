@@ -157,18 +157,18 @@ def test_a_cache_that_cannot_be_written(fake: FakeHub, tmp_path: Path) -> None:
     assert_explained(result)
 
 
-def test_a_worker_serves_downloaded_files(fake: FakeHub, demo_dir: Path, tmp_path: Path) -> None:
+def test_a_worker_serves_downloaded_files(fake: FakeHub, tiny_dir: Path, tmp_path: Path) -> None:
     names = ("model.safetensors", "codec.safetensors", "tokenizer.model")
     for name in names:
-        fake.files[f"org/repo/{name}"] = FakeFile((demo_dir / name).read_bytes())
+        fake.files[f"org/repo/{name}"] = FakeFile((tiny_dir / name).read_bytes())
     config = tmp_path / "config.toml"
-    text = cli.run("configs", "demo", cwd=tmp_path).stdout
+    text = cli.run("configs", "tiny-random", cwd=tmp_path).stdout
     for name in names:
-        text = text.replace(f"$MOSHI_CTL_DEMO_DIR/{name}", f"hf://org/repo/{name}")
+        text = text.replace(f"$MOSHI_CTL_TINY_DIR/{name}", f"hf://org/repo/{name}")
     config.write_text(text)
     env = {
         **fake.environment(tmp_path / "hf"),
-        "MOSHI_CTL_DEMO_DIR": str(tmp_path),
+        "MOSHI_CTL_TINY_DIR": str(tmp_path),
         "MOSHI_API_KEY": KEY,
     }
     with worker(config, cwd=tmp_path, env=env) as started:

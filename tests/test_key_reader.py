@@ -23,14 +23,14 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(variable.name, "to be restored")
         monkeypatch.delenv(variable.name)
     monkeypatch.setattr(env, "_loaded", None)
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(tmp_path))
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", str(tmp_path))
     return tmp_path
 
 
 def configuration(folder: Path, *keys: str) -> Config:
     listed = ", ".join(f'"{key}"' for key in keys)
     change = ("instance_name", f"authorized_ids = [{listed}]\ninstance_name")
-    return config.read(configs.demo(folder, change))
+    return config.read(configs.tiny(folder, change))
 
 
 def started(folder: Path, content: str, *listed: str, addr: str = LOOPBACK) -> KeyReader:

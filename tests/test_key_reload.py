@@ -31,14 +31,14 @@ Start: TypeAlias = Callable[..., AbstractContextManager[Worker]]
 
 
 @pytest.fixture(name="start")
-def _start(demo_dir: Path, tmp_path: Path) -> Start:
+def _start(tiny_dir: Path, tmp_path: Path) -> Start:
     """Starts a worker whose keys are in `.env`, unless `variables` say otherwise."""
 
     def run(
-        content: str, config: str | Path = "demo", **variables: str
+        content: str, config: str | Path = "tiny-random", **variables: str
     ) -> AbstractContextManager[Worker]:
         write(tmp_path, content)
-        env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), **variables}
+        env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), **variables}
         return worker(config, "--log", "trace", cwd=tmp_path, env=env)
 
     return run
@@ -152,7 +152,7 @@ def test_keys_of_the_configuration_are_read_again(start: Start, tmp_path: Path) 
     def listed(*keys: str) -> Path:
         entries = ", ".join(f'"{key}"' for key in keys)
         change = ("instance_name", f"authorized_ids = [{entries}]\ninstance_name")
-        return configs.demo(tmp_path, change)
+        return configs.tiny(tmp_path, change)
 
     with start("", listed("web:canary-a", "canary-b")) as started:
         assert [opens(started, key) for key in ("canary-a", "canary-b")] == [True, True]
@@ -173,11 +173,11 @@ def test_keys_of_the_configuration_are_read_again(start: Start, tmp_path: Path) 
     assert "canary" not in "".join(started.log)
 
 
-def test_keys_of_a_configuration_that_are_mistaken(demo_dir: Path, tmp_path: Path) -> None:
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+def test_keys_of_a_configuration_that_are_mistaken(tiny_dir: Path, tmp_path: Path) -> None:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     for listed in ('"web:canary-a", "web:canary-b"', '"a:canary", "b:canary"', '"web:"'):
         change = ("instance_name", f"authorized_ids = [{listed}]\ninstance_name")
-        config = configs.demo(tmp_path, change)
+        config = configs.tiny(tmp_path, change)
         error, _ = refusal("--config", config, cwd=tmp_path, env=env, code=2)
         assert f"{config}:" in error
         assert "authorized_ids" in error
@@ -185,11 +185,11 @@ def test_keys_of_a_configuration_that_are_mistaken(demo_dir: Path, tmp_path: Pat
 
 
 def test_a_hang_up_while_it_starts_ends_nothing_and_is_heard(
-    demo_dir: Path, tmp_path: Path
+    tiny_dir: Path, tmp_path: Path
 ) -> None:
     config = configs.slow_to_start(tmp_path)
     write(tmp_path, "MOSHI_API_KEY=old\n")
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir)}
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir)}
     with starting(config, cwd=tmp_path, env=env) as started:
         started.until("loading the model", 60.0)
         write(tmp_path, "MOSHI_API_KEY=new\n")
@@ -200,7 +200,7 @@ def test_a_hang_up_while_it_starts_ends_nothing_and_is_heard(
 
 
 def test_a_hang_up_while_it_decides_ends_nothing_either(
-    command: Command, demo_dir: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = []
 
@@ -209,8 +209,8 @@ def test_a_hang_up_while_it_decides_ends_nothing_either(
         heard.append(options["read_keys"]())
 
     monkeypatch.setattr(_native, "serve", serve)
-    command.set(MOSHI_CTL_DEMO_DIR=str(demo_dir), MOSHI_API_KEY="a:b")
-    said = command("worker", "--config", "demo", "--cpu", "-a", "127.0.0.1")
+    command.set(MOSHI_CTL_TINY_DIR=str(tiny_dir), MOSHI_API_KEY="a:b")
+    said = command("worker", "--config", "tiny-random", "--cpu", "-a", "127.0.0.1")
     assert said.code == 0, said.err
     assert heard == [{"api_keys": [("a", "b")], "jwt_secret": None}]
 

@@ -62,18 +62,18 @@ with logs.running(config.read(Path(sys.argv[1])), options):
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
 @pytest.fixture(name="config")
 def _config(tmp_path: Path) -> Path:
-    """The demo configuration with log files of its own."""
-    return configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")))
+    """The configuration tiny-random with log files of its own."""
+    return configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path / "logs")))
 
 
 def log_of(config: Path) -> Path:
-    return config.parent / "logs" / "log.demo"
+    return config.parent / "logs" / "log.tiny-random"
 
 
 def hear(started: Worker, audio: Path = speech.SPEECH) -> str:
@@ -144,13 +144,13 @@ def test_no_line_per_step(env: dict[str, str], config: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("line_format", ["text", "json"])
 def test_python_s_messages_are_in_the_same_files(
-    line_format: str, config: Path, demo_dir: Path
+    line_format: str, config: Path, tiny_dir: Path
 ) -> None:
     def said(level: str) -> tuple[str, str]:
         log_of(config).unlink(missing_ok=True)
         result = subprocess.run(
             [sys.executable, "-W", "default", "-c", SAY, str(config), level, line_format],
-            env=cli.environment({"MOSHI_CTL_DEMO_DIR": str(demo_dir)}),
+            env=cli.environment({"MOSHI_CTL_TINY_DIR": str(tiny_dir)}),
             capture_output=True,
             text=True,
             timeout=cli.TIMEOUT_S,
@@ -207,16 +207,16 @@ def test_what_ends_a_worker_is_one_line_of_its_log(env: dict[str, str], config: 
     assert "ERROR" not in result.stdout
 
 
-def test_downloads_leave_a_console_of_json_alone(demo_dir: Path, tmp_path: Path) -> None:
+def test_downloads_leave_a_console_of_json_alone(tiny_dir: Path, tmp_path: Path) -> None:
     names = ("model.safetensors", "codec.safetensors", "tokenizer.model")
-    config = configs.demo(
+    config = configs.tiny(
         tmp_path,
-        ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")),
-        *((f"$MOSHI_CTL_DEMO_DIR/{name}", f"hf://org/repo/{name}") for name in names),
+        ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path / "logs")),
+        *((f"$MOSHI_CTL_TINY_DIR/{name}", f"hf://org/repo/{name}") for name in names),
     )
     with fake_hub() as hub:
-        hub.files = {f"org/repo/{name}": FakeFile((demo_dir / name).read_bytes()) for name in names}
-        env = {**hub.environment(tmp_path / "hf"), "MOSHI_CTL_DEMO_DIR": str(tmp_path)}
+        hub.files = {f"org/repo/{name}": FakeFile((tiny_dir / name).read_bytes()) for name in names}
+        env = {**hub.environment(tmp_path / "hf"), "MOSHI_CTL_TINY_DIR": str(tmp_path)}
         with worker(config, "--log-format", "json", cwd=tmp_path, env=env) as started:
             started.end()
     assert len(hub.requests) >= len(names)
@@ -231,27 +231,27 @@ def test_files_are_rotated_and_only_some_kept(env: dict[str, str], config: Path)
     yesterday = time.time() - 24 * 3600
     os.utime(log, (yesterday, yesterday))
     for number in (1, 2, 3):
-        log.with_name(f"log.demo.{number}").write_text(f"older {number}\n")
+        log.with_name(f"log.tiny-random.{number}").write_text(f"older {number}\n")
     big = ("--log-max-size-mb", "1", "--log-max-files", "2")
     with worker(config, *big, cwd=config.parent, env=env) as started:
         started.end()
     kept = {path.name: path.read_text() for path in log.parent.iterdir()}
-    assert {"log.demo", "log.demo.1", "log.demo.2"} == set(kept)
-    assert kept["log.demo.1"] == "of yesterday\n"
-    assert kept["log.demo.2"] == "older 1\n"
+    assert {"log.tiny-random", "log.tiny-random.1", "log.tiny-random.2"} == set(kept)
+    assert kept["log.tiny-random.1"] == "of yesterday\n"
+    assert kept["log.tiny-random.2"] == "older 1\n"
     # A full one of today.
     log.write_text("x" * (2**20 - 1) + "\n")
     with worker(config, *big, cwd=config.parent, env=env) as started:
         started.end()
-    assert log.with_name("log.demo.1").stat().st_size == 2**20
-    assert log.with_name("log.demo.2").read_text() == "of yesterday\n"
+    assert log.with_name("log.tiny-random.1").stat().st_size == 2**20
+    assert log.with_name("log.tiny-random.2").read_text() == "of yesterday\n"
     assert "listening" in log.read_text()
 
 
 def test_a_folder_that_cannot_be_written_stops_nothing(env: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "logs"
-    config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(folder)))
+    config = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(folder)))
     with worker(config, cwd=tmp_path, env=env) as started:
         assert hear(started).strip()
         wait_until(lambda: dropped(started) >= 5)
@@ -261,8 +261,8 @@ def test_a_folder_that_cannot_be_written_stops_nothing(env: dict[str, str], tmp_
         assert hear(started).strip()
         assert started.end() == 0
     (warning,) = [line for line in started.log if " WARN " in line and "lines of the log" in line]
-    assert f"{folder}/log.demo" in warning
-    note, *lines = (folder / "log.demo").read_text().splitlines()
+    assert f"{folder}/log.tiny-random" in warning
+    note, *lines = (folder / "log.tiny-random").read_text().splitlines()
     assert re.search(r": \d+ lines are missing here", note)
     assert all(TEXT_LINE.match(line) for line in [note, *lines])
     assert "session id" not in note

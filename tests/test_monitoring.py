@@ -56,7 +56,7 @@ class Site:
     server: Worker
     env: Mapping[str, str]
     machine_dir: Path
-    demo_dir: Path
+    tiny_dir: Path
     unstarted: int
     overloaded: int
     made_up: MadeUpTarget
@@ -79,11 +79,11 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     needs("prometheus")
     folder = tmp_path_factory.mktemp("site")
     env = {
-        "MOSHI_CTL_DEMO_DIR": str(demo_dir),
+        "MOSHI_CTL_TINY_DIR": str(tiny_dir),
         "MOSHI_API_KEY": KEY,
         **fake_nvml.machine(folder, FULL_CARD),
     }
@@ -91,13 +91,13 @@ def site(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     with ExitStack() as stack:
         made_up = stack.enter_context(made_up_target())
         break_everything(made_up)
-        server = stack.enter_context(worker("demo", cwd=demo_dir, env=env))
+        server = stack.enter_context(worker("tiny-random", cwd=tiny_dir, env=env))
         ports = (server.port, made_up.port, unstarted, overloaded)
         targets = [f"127.0.0.1:{port}" for port in ports]
         watching = stack.enter_context(prometheus(folder / "prometheus", targets))
         (folder / "broken").mkdir()
-        fail_to_warm_up(demo_dir, folder / "broken", unstarted)
-        yield Site(watching, server, env, folder, demo_dir, unstarted, overloaded, made_up)
+        fail_to_warm_up(tiny_dir, folder / "broken", unstarted)
+        yield Site(watching, server, env, folder, tiny_dir, unstarted, overloaded, made_up)
 
 
 def break_everything(target: MadeUpTarget) -> None:
@@ -300,8 +300,8 @@ def test_a_start_that_fails_raises_alarm_until_one_succeeds(site: Site) -> None:
     instance = f"127.0.0.1:{site.unstarted}"
     site.fires("MoshiWarmupFailed", instance)
     assert "MoshiModelLoopDead" not in site.prometheus.alerts(instance)
-    env = {"MOSHI_CTL_DEMO_DIR": str(site.demo_dir), "MOSHI_API_KEY": KEY}
-    with worker("demo", "-p", str(site.unstarted), cwd=site.demo_dir, env=env):
+    env = {"MOSHI_CTL_TINY_DIR": str(site.tiny_dir), "MOSHI_API_KEY": KEY}
+    with worker("tiny-random", "-p", str(site.unstarted), cwd=site.tiny_dir, env=env):
         site.resolves("MoshiWarmupFailed", instance)
 
 
@@ -330,9 +330,9 @@ def test_alarm_ends_with_the_trouble(site: Site) -> None:
 
 @pytest.fixture
 def slow_worker(site: Site, tmp_path: Path) -> Iterator[Worker]:
-    """A worker that offers more lanes than it can step: a model fifty times the demo's size, one
+    """A worker that offers more lanes than it can step: a model fifty times the tiny one, one
     thread, no vector instructions."""
-    config = configs.demo(
+    config = configs.tiny(
         tmp_path,
         ("[modules.asr]\n", "[sizing]\nreal_time = false\n\n[modules.asr]\n"),
         ("batch_size = 4", f"batch_size = {MANY_LANES}"),
@@ -340,7 +340,7 @@ def slow_worker(site: Site, tmp_path: Path) -> Iterator[Worker]:
         ("num_layers = 2\ndim_feedforward = 512", "num_layers = 8\ndim_feedforward = 2048"),
     )
     env = {
-        "MOSHI_CTL_DEMO_DIR": str(tmp_path),
+        "MOSHI_CTL_TINY_DIR": str(tmp_path),
         "MOSHI_API_KEY": KEY,
         "MOSHI_INSTRUCTIONS": "portable",
     }
@@ -399,7 +399,7 @@ def test_a_worker_that_is_gone_raises_alarm_until_it_is_back(site: Site) -> None
     site.server.process.wait()
     site.fires("MoshiModelLoopDead", instance)
     assert "MoshiWarmupFailed" not in site.prometheus.alerts(instance)
-    with worker("demo", "-p", str(port), cwd=site.demo_dir, env=site.env):
+    with worker("tiny-random", "-p", str(port), cwd=site.tiny_dir, env=site.env):
         site.resolves("MoshiModelLoopDead", instance)
         starts = f'changes(process_start_time_seconds{{instance="{instance}"}}[1m])'
         assert [one.values for one in site.prometheus.query(starts)] == [[1.0]]

@@ -51,12 +51,12 @@ def test_errors_carry_their_parts(tmp_path: Path) -> None:
 
 
 def test_an_address_that_is_none_is_refused(
-    demo_dir: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", str(demo_dir))
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", str(tiny_dir))
     with pytest.raises(UsageError, match="not an IP address"):
         _native.serve(
-            shipped.path_of("demo"),
+            shipped.path_of("tiny-random"),
             addr="somewhere",
             port=0,
             threads=None,

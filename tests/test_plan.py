@@ -342,7 +342,7 @@ def test_less_in_reserve_is_proposed_where_it_helps(command: Command) -> None:
 def test_everything_is_said_in_eighty_columns(
     name: str, facts: tuple[str, ...], command: Command
 ) -> None:
-    command.set(MOSHI_CTL_DEMO_DIR="/demo", COLUMNS="80")
+    command.set(MOSHI_CTL_TINY_DIR="/tiny", COLUMNS="80")
     said = command("plan", "--config", name, *facts)
     module = command.plan(name, *facts).module
     assert (said.code, said.err) == (0, "")
@@ -352,7 +352,8 @@ def test_everything_is_said_in_eighty_columns(
     bar = next(line for line in lines if line.startswith("["))
     assert len(bar.partition("]")[0]) == 61
     assert "░" in bar
-    assert all(mark in bar for mark in "█▓") or name == "demo"  # which is too small to be seen
+    # Which is too small to be seen.
+    assert all(mark in bar for mark in "█▓") or name == "tiny-random"
     for part in ("weights", "lanes", "reserve 512 MiB", "left"):
         assert part in said.out
     row = next(line for line in lines if line.startswith(" asr "))

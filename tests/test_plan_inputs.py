@@ -78,7 +78,7 @@ def test_the_other_commands_refuse_it_too(command_name: str, tmp_path: Path) -> 
     more = ["--out", "fitted.toml"] if command_name == "fit" else ["-a", "127.0.0.1"]
     result = cli.run(
         command_name, "--config", "stt-1b-en_fr", "--cpu", *more,
-        cwd=tmp_path, env={"MOSHI_RESERVE_MB": "nan", "MOSHI_CTL_DEMO_DIR": str(tmp_path)},
+        cwd=tmp_path, env={"MOSHI_RESERVE_MB": "nan", "MOSHI_CTL_TINY_DIR": str(tmp_path)},
     )  # fmt: skip
     assert result.returncode == USAGE_ERROR
     assert "error: MOSHI_RESERVE_MB: 'nan' is not a number" in result.stderr

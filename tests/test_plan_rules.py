@@ -309,37 +309,37 @@ def test_parameters_may_be_said(command: Command) -> None:
 
 
 @pytest.fixture(name="files")
-def _files(demo_dir: Path, tmp_path: Path, command: Command) -> Path:
-    """A folder with the demo's files, which its configuration names."""
+def _files(tiny_dir: Path, tmp_path: Path, command: Command) -> Path:
+    """A folder with the tiny model's files, which its configuration names."""
     folder = tmp_path / "files"
-    shutil.copytree(demo_dir, folder, ignore=shutil.ignore_patterns("logs"))
-    command.set(MOSHI_CTL_DEMO_DIR=str(folder))
+    shutil.copytree(tiny_dir, folder, ignore=shutil.ignore_patterns("logs"))
+    command.set(MOSHI_CTL_TINY_DIR=str(folder))
     return folder
 
 
 def test_a_file_that_is_here_is_read(files: Path, command: Command) -> None:
-    assert command.plan("demo", *CARD).module["sizes"] == "computed from the file's header"
+    assert command.plan("tiny-random", *CARD).module["sizes"] == "computed from the file's header"
     command.set(MOSHI_MEMORY_ESTIMATE="off")
-    module = command.plan("demo", *CARD).module
+    module = command.plan("tiny-random", *CARD).module
     tensors, _ = safetensors.header(files / "model.safetensors")
     parameters = sum(math.prod(tensor["shape"]) for tensor in tensors.values())
     assert module["lm_weights_bytes"] == 4 * parameters
     assert module["lane_bytes"] == 400 * MIB
     assert "assumed" not in module["sizes"]
     command.set(MOSHI_MODEL_PARAMS_BILLIONS="0.25")
-    assert command.plan("demo", *CARD).module["lm_weights_bytes"] == 1_000_000_000
+    assert command.plan("tiny-random", *CARD).module["lm_weights_bytes"] == 1_000_000_000
 
 
 def test_a_file_that_is_not_here_is_taken_as_its_shape_says(files: Path, command: Command) -> None:
-    with_file = command.plan("demo", *CARD).module
+    with_file = command.plan("tiny-random", *CARD).module
     (files / "model.safetensors").unlink()
-    said = command.plan("demo", *CARD)
+    said = command.plan("tiny-random", *CARD)
     assert (said.code, said.err) == (0, "")
     assert said.module["sizes"] == "computed from the model's shape (its file is not here)"
     assert said.module["lm_weights_bytes"] == with_file["lm_weights_bytes"]
     # Nor do the files that the plan needs nothing of.
     (files / "codec.safetensors").unlink()
-    assert command.plan("demo", *CARD).code == 0
+    assert command.plan("tiny-random", *CARD).code == 0
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise", "another model's", "a folder"])
@@ -350,7 +350,7 @@ def test_a_damaged_file_is_named(damage: str, files: Path, command: Command) -> 
     if damage == "a folder":
         path.mkdir()
         # It is no file, so it is not here; a worker says so.
-        assert "its file is not here" in command.plan("demo", *CARD).module["sizes"]
+        assert "its file is not here" in command.plan("tiny-random", *CARD).module["sizes"]
         return
     path.write_bytes(
         {
@@ -360,23 +360,23 @@ def test_a_damaged_file_is_named(damage: str, files: Path, command: Command) -> 
             "another model's": (files / "codec.safetensors").read_bytes(),
         }[damage]
     )
-    said = command.plan("demo", *CARD)
+    said = command.plan("tiny-random", *CARD)
     assert (said.code, said.out) == (1, "")
     assert str(path) in said.error
 
 
-def test_a_file_that_was_downloaded_is_here(demo_dir: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "hub/models--someone--demo"
+def test_a_file_that_was_downloaded_is_here(tiny_dir: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "hub/models--someone--tiny"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text("0123")
     (repository / "snapshots/0123").mkdir(parents=True)
-    shutil.copy(demo_dir / "model.safetensors", repository / "snapshots/0123")
+    shutil.copy(tiny_dir / "model.safetensors", repository / "snapshots/0123")
     config = configs.shipped_copy(
-        tmp_path, "demo", 'lm_model_file = "hf://someone/demo/model.safetensors"'
+        tmp_path, "tiny-random", 'lm_model_file = "hf://someone/tiny/model.safetensors"'
     )
     result = cli.run(
         "plan", "--config", config, *CARD,
-        cwd=tmp_path, env={"HF_HOME": str(tmp_path), "MOSHI_CTL_DEMO_DIR": "/nowhere"},
+        cwd=tmp_path, env={"HF_HOME": str(tmp_path), "MOSHI_CTL_TINY_DIR": "/nowhere"},
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
     assert "sizes: computed from the file's header" in result.stdout

@@ -19,17 +19,17 @@ BLOCK = 32
 
 
 @pytest.fixture(scope="session", name="quantized")
-def _quantized(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _quantized(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("quantized") / "model.gguf"
-    result = cli.run("quantize", demo_dir / "model.safetensors", path, cwd=demo_dir)
+    result = cli.run("quantize", tiny_dir / "model.safetensors", path, cwd=tiny_dir)
     assert result.returncode == 0, result.stderr
     return path
 
 
-def transcript(demo_dir: Path, model: Path, folder: Path) -> str:
-    """What the demo hears with another language model."""
-    config = configs.demo(folder, ("$MOSHI_CTL_DEMO_DIR/model.safetensors", str(model)))
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def transcript(tiny_dir: Path, model: Path, folder: Path) -> str:
+    """What the tiny model hears with another language model."""
+    config = configs.tiny(folder, ("$MOSHI_CTL_TINY_DIR/model.safetensors", str(model)))
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
     with worker(config, cwd=folder, env=env) as started:
         result = cli.run(
             "transcribe", speech.SPEECH, "--url", started.url, "--key", KEY, cwd=folder
@@ -49,9 +49,9 @@ def dequantized(numbers: Numbers) -> Numbers:
     return gguf.quants.dequantize(blocks, Type.Q8_0)
 
 
-def test_another_reader_finds_the_same_numbers(demo_dir: Path, quantized: Path) -> None:
-    before = safetensors.read(demo_dir / "model.safetensors")
-    entries, _ = safetensors.header(demo_dir / "model.safetensors")
+def test_another_reader_finds_the_same_numbers(tiny_dir: Path, quantized: Path) -> None:
+    before = safetensors.read(tiny_dir / "model.safetensors")
+    entries, _ = safetensors.header(tiny_dir / "model.safetensors")
     reader = gguf.GGUFReader(quantized)
     fields = {key: field.contents() for key, field in reader.fields.items() if "general." in key}
     assert fields == {
@@ -80,7 +80,7 @@ def test_another_reader_finds_the_same_numbers(demo_dir: Path, quantized: Path) 
     assert kinds == {Type.Q8_0, Type.BF16}
 
 
-def test_it_hears_what_its_numbers_say(demo_dir: Path, quantized: Path, tmp_path: Path) -> None:
+def test_it_hears_what_its_numbers_say(tiny_dir: Path, quantized: Path, tmp_path: Path) -> None:
     numbers = {
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(
             tuple(reversed(tensor.shape.tolist()))
@@ -89,19 +89,19 @@ def test_it_hears_what_its_numbers_say(demo_dir: Path, quantized: Path, tmp_path
     }
     same = tmp_path / "same.safetensors"
     safetensors.write(same, numbers)
-    heard = transcript(demo_dir, quantized, tmp_path)
+    heard = transcript(tiny_dir, quantized, tmp_path)
     assert heard.strip()
-    assert heard == transcript(demo_dir, same, tmp_path)
+    assert heard == transcript(tiny_dir, same, tmp_path)
 
 
-def test_a_file_of_another_writer_is_read(demo_dir: Path, tmp_path: Path) -> None:
+def test_a_file_of_another_writer_is_read(tiny_dir: Path, tmp_path: Path) -> None:
     """Everything quantized that can be, embeddings too; dimensions of one left out."""
     theirs, same = tmp_path / "theirs.gguf", tmp_path / "same.safetensors"
     writer = gguf.GGUFWriter(theirs, "moshi")
     writer.add_custom_alignment(64)
     writer.add_array("some.words", ["a", "b"])
     numbers = {}
-    for name, tensor in safetensors.read(demo_dir / "model.safetensors").items():
+    for name, tensor in safetensors.read(tiny_dir / "model.safetensors").items():
         if tensor.ndim == 2:
             writer.add_tensor(name, gguf.quants.quantize(tensor, Type.Q8_0), raw_dtype=Type.Q8_0)
             numbers[name] = dequantized(tensor)
@@ -115,11 +115,11 @@ def test_a_file_of_another_writer_is_read(demo_dir: Path, tmp_path: Path) -> Non
     writer.write_tensors_to_file()
     writer.close()
     safetensors.write(same, numbers)
-    assert transcript(demo_dir, theirs, tmp_path) == transcript(demo_dir, same, tmp_path)
+    assert transcript(tiny_dir, theirs, tmp_path) == transcript(tiny_dir, same, tmp_path)
 
 
-def test_the_summary_counts_and_measures(demo_dir: Path, tmp_path: Path) -> None:
-    source = demo_dir / "model.safetensors"
+def test_the_summary_counts_and_measures(tiny_dir: Path, tmp_path: Path) -> None:
+    source = tiny_dir / "model.safetensors"
     result = cli.run("quantize", source, "lm.gguf", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     found = re.fullmatch(
@@ -152,11 +152,11 @@ def test_refusals(
     code: int,
     message: str,
     hint: str | None,
-    demo_dir: Path,
+    tiny_dir: Path,
     tmp_path: Path,
 ) -> None:
     for name in ("model.safetensors", "codec.safetensors"):
-        shutil.copy(demo_dir / name, tmp_path)
+        shutil.copy(tiny_dir / name, tmp_path)
     (tmp_path / "there").write_text("something else")
     (tmp_path / "link").symlink_to("model.safetensors")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -170,9 +170,9 @@ def test_refusals(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_force_replaces(demo_dir: Path, quantized: Path, tmp_path: Path) -> None:
+def test_force_replaces(tiny_dir: Path, quantized: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("something else")
-    result = cli.run("quantize", demo_dir / "model.safetensors", "out", "--force", cwd=tmp_path)
+    result = cli.run("quantize", tiny_dir / "model.safetensors", "out", "--force", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "out").read_bytes() == quantized.read_bytes()
 
@@ -187,7 +187,7 @@ def test_force_replaces(demo_dir: Path, quantized: Path, tmp_path: Path) -> None
     ],
 )
 def test_a_damaged_file_never_opens_the_port(
-    damage: str, message: str, demo_dir: Path, quantized: Path, tmp_path: Path
+    damage: str, message: str, tiny_dir: Path, quantized: Path, tmp_path: Path
 ) -> None:
     content = quantized.read_bytes()
     model = tmp_path / "broken.gguf"
@@ -199,15 +199,15 @@ def test_a_damaged_file_never_opens_the_port(
         model.write_bytes(content[:4] + bytes([9]) + content[5:])
     else:
         writer = gguf.GGUFWriter(model, "moshi")
-        for name, tensor in safetensors.read(demo_dir / "model.safetensors").items():
+        for name, tensor in safetensors.read(tiny_dir / "model.safetensors").items():
             kind = Type.Q4_0 if name == "text_linear.weight" else Type.F32
             writer.add_tensor(name, gguf.quants.quantize(tensor, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/model.safetensors", str(model)))
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+    config = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/model.safetensors", str(model)))
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
     result = cli.run("worker", "--config", config, cwd=tmp_path, env=env)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("name", shipped.names())
 def test_each_is_valid_and_lists_no_key(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOSHI_CTL_DEMO_DIR", "/demo")
+    monkeypatch.setenv("MOSHI_CTL_TINY_DIR", "/tiny")
     checked = config.read(shipped.path_of(name))
     assert checked.key_count == 0
     assert {name: module.path for name, module in checked.modules.items()} == {
@@ -26,7 +26,9 @@ def test_the_repository_s_folder_is_the_package_s() -> None:
     assert in_root == {
         f"{name}.toml": shipped.path_of(name).read_text() for name in shipped.names()
     }
-    assert {"stt-1b-en_fr", "stt-1b-en_fr-cpu", "stt-2.6b-en", "demo"} <= set(shipped.names())
+    assert {"stt-1b-en_fr", "stt-1b-en_fr-cpu", "stt-2.6b-en", "tiny-random"} <= set(
+        shipped.names()
+    )
 
 
 def test_the_one_for_the_cpu_differs_in_what_a_cpu_needs() -> None:
@@ -47,15 +49,15 @@ def test_each_has_a_summary_of_one_line(name: str) -> None:
 
 def test_a_file_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert shipped.find("demo") == shipped.path_of("demo")
-    assert shipped.find("demo.toml") == shipped.path_of("demo")
-    Path("demo.toml").touch()
-    assert shipped.find("demo.toml") == Path("demo.toml")
+    assert shipped.find("tiny-random") == shipped.path_of("tiny-random")
+    assert shipped.find("tiny-random.toml") == shipped.path_of("tiny-random")
+    Path("tiny-random.toml").touch()
+    assert shipped.find("tiny-random.toml") == Path("tiny-random.toml")
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
-        shipped.find(str(tmp_path / "demo"))
+        shipped.find(str(tmp_path / "tiny-random"))
     with pytest.raises(ConfigError, match="is a folder"):
         shipped.find(str(tmp_path))
     with pytest.raises(UsageError, match="'nothing'"):

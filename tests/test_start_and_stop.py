@@ -41,14 +41,14 @@ UPGRADE = (
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
 def with_drain(folder: Path) -> Path:
-    """The demo with `DRAIN_S`."""
+    """The tiny model with `DRAIN_S`."""
     head = "[modules.asr]\n"
-    return configs.demo(folder, (head, f"[limits]\ndrain_s = {DRAIN_S}\n\n{head}"))
+    return configs.tiny(folder, (head, f"[limits]\ndrain_s = {DRAIN_S}\n\n{head}"))
 
 
 def upgrade(port: int) -> tuple[socket.socket, bytes] | None:
@@ -92,7 +92,7 @@ def test_a_port_is_taken_from_the_beginning(env: dict[str, str], tmp_path: Path)
         first.until("loading the model", timeout_s=60.0)
         first.process.send_signal(signal.SIGSTOP)
         assert not any("listening" in line for line in first.log)
-        arguments = ("--config", "demo", "-a", "127.0.0.1", "-p", str(port))
+        arguments = ("--config", "tiny-random", "-a", "127.0.0.1", "-p", str(port))
         error, hint = refusal(*arguments, cwd=tmp_path, env=env, code=1, timeout_s=20.0)
         assert f"port {port} on 127.0.0.1 is in use" in error
         assert "--port" in str(hint)
@@ -183,7 +183,7 @@ def test_a_loaded_server_ends_in_time_and_leaves_nothing(
             # Connections that were closed a moment ago do not count, as for the server.
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             again.bind(("127.0.0.1", started.port))
-        with worker("demo", cwd=tmp_path, env=env, port=started.port) as second:
+        with worker("tiny-random", cwd=tmp_path, env=env, port=started.port) as second:
             assert second.port == started.port
             body = speech.SPEECH.read_bytes()
             answer = http.request(second.port, "POST", PATH, body, {"kyutai-api-key": KEY})

@@ -29,8 +29,8 @@ HEADERS = {"kyutai-api-key": KEY}
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
 @pytest.fixture(name="files")
@@ -41,7 +41,7 @@ def _files(tmp_path: Path) -> Files:
 @pytest.fixture(name="encrypted")
 def _encrypted(files: Files, env: dict[str, str], tmp_path: Path) -> Iterator[Worker]:
     options = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key))
-    with worker("demo", *options, cwd=tmp_path, env=env) as started:
+    with worker("tiny-random", *options, cwd=tmp_path, env=env) as started:
         started.trust = tls.trusting(files.authority)
         yield started
 
@@ -183,7 +183,7 @@ def test_a_certificate_that_cannot_be_used_from_the_start(
         (files.certificate, files.certificate, files.certificate),
     ):
         options = ("--tls-cert", certificate, "--tls-key", key)
-        error, hint = refusal("--config", "demo", *options, cwd=tmp_path, env=env, code=1)
+        error, hint = refusal("--config", "tiny-random", *options, cwd=tmp_path, env=env, code=1)
         assert str(named) in error
         assert hint
         assert "canary" not in error

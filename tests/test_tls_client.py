@@ -201,7 +201,7 @@ def test_files_of_a_worker(files: Files, tmp_path: Path) -> None:
 def test_a_worker_says_what_is_wrong_with_them_before_all_else(
     files: Files, command: Command
 ) -> None:
-    arguments = ("worker", "--config", "demo", "-a", "127.0.0.1", "-p", "0")
+    arguments = ("worker", "--config", "tiny-random", "-a", "127.0.0.1", "-p", "0")
     for options, said in (
         (("--tls-cert", files.certificate), "--tls-cert: there is no key to it"),
         (("--tls-key", files.key), "--tls-key: there is no certificate to it"),

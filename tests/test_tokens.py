@@ -22,13 +22,13 @@ PLACES = ("header", "query")
 
 
 @pytest.fixture(name="secured", scope="module")
-def _secured(demo_dir: Path) -> Iterator[Worker]:
+def _secured(tiny_dir: Path) -> Iterator[Worker]:
     env = {
-        "MOSHI_CTL_DEMO_DIR": str(demo_dir),
+        "MOSHI_CTL_TINY_DIR": str(tiny_dir),
         "MOSHI_API_KEY": KEY,
         "BETTER_AUTH_SECRET": tokens.CANARY,
     }
-    with worker("demo", cwd=demo_dir, env=env) as started:
+    with worker("tiny-random", cwd=tiny_dir, env=env) as started:
         yield started
 
 
@@ -107,10 +107,10 @@ def test_the_command_line_takes_a_token(secured: Worker, tmp_path: Path) -> None
 
 
 def test_a_secret_alone_closes_the_server_and_nothing_of_it_is_logged(
-    demo_dir: Path, tmp_path: Path
+    tiny_dir: Path, tmp_path: Path
 ) -> None:
-    config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")))
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "BETTER_AUTH_SECRET": tokens.CANARY}
+    config = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path / "logs")))
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "BETTER_AUTH_SECRET": tokens.CANARY}
     keys = {name: key for name, key in refused().items() if name != "dots"}
     with worker(config, "--log", "trace", cwd=tmp_path, env=env) as started:
         for place in PLACES:
@@ -131,16 +131,24 @@ def test_a_secret_alone_closes_the_server_and_nothing_of_it_is_logged(
         assert part not in logged
 
 
-def test_a_secret_lets_a_server_leave_loopback(demo_dir: Path, tmp_path: Path) -> None:
+def test_a_secret_lets_a_server_leave_loopback(tiny_dir: Path, tmp_path: Path) -> None:
     def error(secret: str) -> tuple[int, str]:
-        env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "BETTER_AUTH_SECRET": secret}
+        env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "BETTER_AUTH_SECRET": secret}
         # A taken port ends it right after the keys are looked at.
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = str(taken.getsockname()[1])
             result = cli.run(
-                "worker", "--config", "demo", "-a", "0.0.0.0", "-p", port, cwd=tmp_path, env=env
+                "worker",
+                "--config",
+                "tiny-random",
+                "-a",
+                "0.0.0.0",
+                "-p",
+                port,
+                cwd=tmp_path,
+                env=env,
             )
         assert "Traceback" not in result.stderr
         return result.returncode, result.stderr
@@ -154,11 +162,11 @@ def test_a_secret_lets_a_server_leave_loopback(demo_dir: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(("length", "warned"), [(31, True), (32, False)])
 def test_a_short_secret_is_warned_of(
-    length: int, warned: bool, demo_dir: Path, tmp_path: Path
+    length: int, warned: bool, tiny_dir: Path, tmp_path: Path
 ) -> None:
     secret = ("canary" * 6)[:length]
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "BETTER_AUTH_SECRET": secret}
-    with worker("demo", cwd=tmp_path, env=env) as started:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "BETTER_AUTH_SECRET": secret}
+    with worker("tiny-random", cwd=tmp_path, env=env) as started:
         assert statuses(started, token(secret=secret)) == (101, 200)
         said = "".join(started.log)
     warnings = [line for line in said.splitlines() if " WARN moshi_ctl: " in line]
@@ -167,9 +175,9 @@ def test_a_short_secret_is_warned_of(
     assert "canary" not in said
 
 
-def test_a_secret_that_is_no_text_is_refused(demo_dir: Path, tmp_path: Path) -> None:
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "BETTER_AUTH_SECRET": "canary\udcff"}
-    result = cli.run("worker", "--config", "demo", cwd=tmp_path, env=env)
+def test_a_secret_that_is_no_text_is_refused(tiny_dir: Path, tmp_path: Path) -> None:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "BETTER_AUTH_SECRET": "canary\udcff"}
+    result = cli.run("worker", "--config", "tiny-random", cwd=tmp_path, env=env)
     assert result.returncode == 2
     assert "error: BETTER_AUTH_SECRET is not UTF-8 text" in result.stderr
     assert "hint: " in result.stderr

@@ -21,8 +21,8 @@ TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
 @pytest.fixture(name="sink")
@@ -53,7 +53,7 @@ def test_spans_of_a_session_and_of_the_start(
     sink: Collector, env: dict[str, str], tmp_path: Path
 ) -> None:
     env = {**env, "OTEL_EXPORTER_OTLP_HEADERS": "x-of-the-collector=canary-header"}
-    with worker("demo", "--otlp-endpoint", sink.endpoint, cwd=tmp_path, env=env) as started:
+    with worker("tiny-random", "--otlp-endpoint", sink.endpoint, cwd=tmp_path, env=env) as started:
         stream(started, {"traceparent": TRACEPARENT})
         stream(started, {})
         stream(started, {"traceparent": "00-this-is-none-01"})
@@ -89,7 +89,7 @@ def test_spans_of_a_session_and_of_the_start(
     assert (load.parent, warm_up.parent) == (model.id, model.id)
     for span in sink.spans:
         assert span.resource["service.name"] == "moshi-ctl"
-        assert span.resource["service.instance.id"] == "demo"
+        assert span.resource["service.instance.id"] == "tiny-random"
         assert span.resource["service.version"]
 
 
@@ -97,13 +97,13 @@ def test_the_variable_and_the_service_s_name(
     sink: Collector, env: dict[str, str], tmp_path: Path
 ) -> None:
     env = {**env, "OTEL_EXPORTER_OTLP_ENDPOINT": f"{sink.endpoint}/", "OTEL_SERVICE_NAME": "ours"}
-    with worker("demo", cwd=tmp_path, env=env) as started:
+    with worker("tiny-random", cwd=tmp_path, env=env) as started:
         assert started.end() == 0
     assert {span.resource["service.name"] for span in sink.spans} == {"ours"}
 
 
 def test_no_key_is_in_a_trace(sink: Collector, env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")))
+    config = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path / "logs")))
     env = {
         **env,
         "MOSHI_API_KEY": "canary-one,canary-two",
@@ -138,7 +138,7 @@ def test_a_collector_in_trouble_harms_nothing(
     else:
         sink.status = 503
     env = {**env, "OTEL_BSP_SCHEDULE_DELAY": "50"}
-    with worker("demo", "--otlp-endpoint", sink.endpoint, cwd=tmp_path, env=env) as started:
+    with worker("tiny-random", "--otlp-endpoint", sink.endpoint, cwd=tmp_path, env=env) as started:
         heard = [hear(started, tmp_path) for _ in range(3)]
         # It waits two seconds at most for the last batch; a minute would be too long for this.
         assert started.end() == 0
@@ -151,7 +151,7 @@ def test_a_collector_in_trouble_harms_nothing(
 def test_nothing_is_sent_unless_asked_for(
     sink: Collector, env: dict[str, str], tmp_path: Path
 ) -> None:
-    with worker("demo", cwd=tmp_path, env=env) as started:
+    with worker("tiny-random", cwd=tmp_path, env=env) as started:
         stream(started, {"traceparent": TRACEPARENT})
         assert started.end() == 0
     assert not sink.requests
@@ -174,7 +174,7 @@ def test_an_address_that_cannot_be_used(
         ([], {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}),
     ):
         result = cli.run(
-            "worker", "--config", "demo", "-a", "127.0.0.1", "-p", "0", *arguments,
+            "worker", "--config", "tiny-random", "-a", "127.0.0.1", "-p", "0", *arguments,
             cwd=tmp_path, env={**env, **variables},
         )  # fmt: skip
         assert (result.returncode, result.stdout) == (2, "")

@@ -245,10 +245,10 @@ def test_ctrl_c_ends_the_waiting(tmp_path: Path) -> None:
 
 
 def test_it_may_wait_before_the_worker_listens(
-    demo_dir: Path, tmp_path: Path, command: Command
+    tiny_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     port = closed_port()
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
     with subprocess.Popen(
         [*cli.COMMAND, "warmup", f"127.0.0.1:{port}", "--wait", "--timeout", "60"],
         cwd=tmp_path,
@@ -260,17 +260,17 @@ def test_it_may_wait_before_the_worker_listens(
         # It has begun to wait when this one, begun later, has already given up.
         assert command("warmup", f"127.0.0.1:{port}", "--wait", "--timeout", "1").code == 1
         assert waiting.poll() is None
-        with worker("demo", "--port", str(port), cwd=tmp_path, env=env):
+        with worker("tiny-random", "--port", str(port), cwd=tmp_path, env=env):
             out, err = waiting.communicate(timeout=cli.TIMEOUT_S)
     assert (waiting.returncode, err) == (0, "")
     assert out.startswith("asr: warmed up in ")
 
 
 def test_a_worker_that_warms_nothing_up_says_so(
-    demo_dir: Path, tmp_path: Path, command: Command
+    tiny_dir: Path, tmp_path: Path, command: Command
 ) -> None:
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-    with worker("demo", "--no-warmup", cwd=tmp_path, env=env) as started:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
+    with worker("tiny-random", "--no-warmup", cwd=tmp_path, env=env) as started:
         said = command("warmup", started.http, *WAIT)
     assert (said.code, said.out, said.err) == (0, "asr: skipped (warm-up is off)\n", "")
 
@@ -283,10 +283,10 @@ def test_a_real_worker(server: Worker, command: Command) -> None:
 
 
 def test_a_worker_whose_warm_up_fails_is_never_ready(
-    demo_dir: Path, tmp_path: Path, command: Command
+    tiny_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     port = closed_port()
-    fail_to_warm_up(demo_dir, tmp_path, port)
+    fail_to_warm_up(tiny_dir, tmp_path, port)
     said = command("warmup", f"127.0.0.1:{port}", "--wait", "--timeout", "0.5")
     assert said.code == 1
     assert "seen last: connection refused" in said.error

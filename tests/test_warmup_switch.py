@@ -21,14 +21,14 @@ Serve: TypeAlias = Callable[..., tuple[Said, list[Any]]]
 
 
 @pytest.fixture(name="serve")
-def _serve(command: Command, demo_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+def _serve(command: Command, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Runs a worker up to its server, which notes what it is told of the warm-up."""
 
     def run(*arguments: str) -> tuple[Said, list[Any]]:
         told: list[Any] = []
         monkeypatch.setattr(_native, "serve", lambda _, **options: told.append(options["warmup"]))
-        command.set(MOSHI_CTL_DEMO_DIR=str(demo_dir), MOSHI_API_KEY=KEY)
-        return command("worker", "--config", "demo", "--cpu", *arguments), told
+        command.set(MOSHI_CTL_TINY_DIR=str(tiny_dir), MOSHI_API_KEY=KEY)
+        return command("worker", "--config", "tiny-random", "--cpu", *arguments), told
 
     return run
 
@@ -78,7 +78,7 @@ def test_the_plan_promises_what_a_worker_does(
         command.set(MOSHI_WARMUP=value)
     said, _ = serve()
     assert (MEASURES in said.out) == measures
-    assert (MEASURES in command("plan", "--config", "demo", "--cpu").out) == measures
+    assert (MEASURES in command("plan", "--config", "tiny-random", "--cpu").out) == measures
     said, _ = serve("--no-warmup")
     assert MEASURES not in said.out
 
@@ -103,7 +103,7 @@ def test_dot_env_may_say_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ser
 
 
 def test_the_option_takes_no_value(tmp_path: Path) -> None:
-    result = cli.run("worker", "--config", "demo", "--no-warmup=off", cwd=tmp_path)
+    result = cli.run("worker", "--config", "tiny-random", "--no-warmup=off", cwd=tmp_path)
     assert (result.returncode, result.stdout) == (USAGE_ERROR, "")
     assert "--no-warmup" in result.stderr
 
@@ -112,16 +112,16 @@ def test_the_option_takes_no_value(tmp_path: Path) -> None:
 
 
 def started(
-    config: str | Path, demo_dir: Path, tmp_path: Path, *arguments: str, **variables: str
+    config: str | Path, tiny_dir: Path, tmp_path: Path, *arguments: str, **variables: str
 ) -> tuple[str, dict[str, float]]:
     """What a worker logged until it listened, and the metrics of its module."""
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY, **variables}
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY, **variables}
     with worker(config, *arguments, cwd=tmp_path, env=env) as server:
         return "".join(server.log), samples(server, module="asr")
 
 
 def configured(folder: Path, enabled: str) -> Path:
-    return configs.shipped_copy(folder, "demo", section=f"[warmup]\nenabled = {enabled}\n")
+    return configs.shipped_copy(folder, "tiny-random", section=f"[warmup]\nenabled = {enabled}\n")
 
 
 @pytest.mark.parametrize(
@@ -137,11 +137,11 @@ def test_a_worker_that_does_not_warm_up(
     enabled: str,
     arguments: list[str],
     variables: dict[str, str],
-    demo_dir: Path,
+    tiny_dir: Path,
     tmp_path: Path,
 ) -> None:
     config = configured(tmp_path, enabled)
-    log, metrics = started(config, demo_dir, tmp_path, *arguments, **variables)
+    log, metrics = started(config, tiny_dir, tmp_path, *arguments, **variables)
     assert "warm-up skipped" in log
     assert "warm-up done" not in log
     assert metrics["warmup_skipped_total"] == 1
@@ -153,10 +153,10 @@ def test_a_worker_that_does_not_warm_up(
     ("enabled", "variables"), [("true", {}), ("false", {"MOSHI_WARMUP": "on"})]
 )
 def test_a_worker_that_warms_up(
-    enabled: str, variables: dict[str, str], demo_dir: Path, tmp_path: Path
+    enabled: str, variables: dict[str, str], tiny_dir: Path, tmp_path: Path
 ) -> None:
     config = configured(tmp_path, enabled)
-    log, metrics = started(config, demo_dir, tmp_path, **variables)
+    log, metrics = started(config, tiny_dir, tmp_path, **variables)
     assert "warm-up done" in log
     assert "skipped" not in log
     assert metrics["warmup_success_total"] == metrics["warmup_duration_seconds_count"] == 1

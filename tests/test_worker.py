@@ -19,13 +19,13 @@ from support.worker import KEY, Worker, starting, worker
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_well(number: int, env: dict[str, str], tmp_path: Path) -> None:
-    with worker("demo", cwd=tmp_path, env=env) as started:
+    with worker("tiny-random", cwd=tmp_path, env=env) as started:
         assert json.loads(started.get("/api/build_info"))["version"]
         assert json.loads(started.get("/health/ready")) == {"status": "ok"}
         assert started.end(number) == 0
@@ -38,7 +38,7 @@ def test_without_a_key_it_does_not_leave_loopback(env: dict[str, str], tmp_path:
     no_key = {**env, "MOSHI_API_KEY": " "}
     for addr in ([], ["-a", "0.0.0.0"], ["--addr", "::"]):
         error, hint = refusal(
-            "--config", "demo", "-p", "0", *addr, cwd=tmp_path, env=no_key, code=2
+            "--config", "tiny-random", "-p", "0", *addr, cwd=tmp_path, env=no_key, code=2
         )
         assert "no API key is set" in error
         assert "MOSHI_API_KEY" in str(hint)
@@ -46,7 +46,7 @@ def test_without_a_key_it_does_not_leave_loopback(env: dict[str, str], tmp_path:
 
 
 def test_without_a_key_loopback_is_open_with_a_warning(env: dict[str, str], tmp_path: Path) -> None:
-    with worker("demo", cwd=tmp_path, env={**env, "MOSHI_API_KEY": ""}) as started:
+    with worker("tiny-random", cwd=tmp_path, env={**env, "MOSHI_API_KEY": ""}) as started:
         (warning,) = [line for line in started.log if "no API key is set" in line]
         assert " WARN moshi_ctl: " in warning
         assert "MOSHI_API_KEY" in warning
@@ -55,7 +55,7 @@ def test_without_a_key_loopback_is_open_with_a_warning(env: dict[str, str], tmp_
 
 
 def test_a_port_may_be_given_and_the_console_be_silent(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(tmp_path, ("$MOSHI_CTL_DEMO_DIR/logs", str(tmp_path / "logs")))
+    config = configs.tiny(tmp_path, ("$MOSHI_CTL_TINY_DIR/logs", str(tmp_path / "logs")))
     port = closed_port()
     with starting(config, "--silent", cwd=tmp_path, env=env, port=port) as started:
         wait_until(lambda: is_open(port))
@@ -65,8 +65,12 @@ def test_a_port_may_be_given_and_the_console_be_silent(env: dict[str, str], tmp_
 
 
 def test_which_keys_hold(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(
-        tmp_path, ('instance_name = "demo"', 'instance_name = "demo"\nauthorized_ids = ["in-file"]')
+    config = configs.tiny(
+        tmp_path,
+        (
+            'instance_name = "tiny-random"',
+            'instance_name = "tiny-random"\nauthorized_ids = ["in-file"]',
+        ),
     )
     no_env = {name: value for name, value in env.items() if name != "MOSHI_API_KEY"}
 
@@ -94,7 +98,7 @@ def test_which_keys_hold(env: dict[str, str], tmp_path: Path) -> None:
 @pytest.mark.parametrize("addr", ["somewhere", "256.0.0.1", "127.0.0.1:80"])
 def test_an_address_that_is_none(addr: str, env: dict[str, str], tmp_path: Path) -> None:
     error, hint = refusal(
-        "--config", "demo", "-p", "0", "--addr", addr, cwd=tmp_path, env=env, code=2
+        "--config", "tiny-random", "-p", "0", "--addr", addr, cwd=tmp_path, env=env, code=2
     )
     assert addr in error
     assert hint
@@ -123,7 +127,7 @@ def test_one_line_says_how_a_model_computes(server: Worker) -> None:
 
 
 def test_options_replace_what_the_configuration_says(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.demo(
+    config = configs.tiny(
         tmp_path,
         ("temperature = 0.0", 'temperature = 0.0\nprecision = "bf16"\nkv_precision = "q8"'),
     )
@@ -150,7 +154,7 @@ def test_options_replace_what_the_configuration_says(env: dict[str, str], tmp_pa
 def test_portable_code_hears_the_same_and_is_warned_of_once(
     server: Worker, env: dict[str, str], tmp_path: Path
 ) -> None:
-    config = configs.demo(tmp_path)
+    config = configs.tiny(tmp_path)
     text = config.read_text()
     module = text[text.index("[modules.asr]") :]
     module = module.replace("[modules.asr", "[modules.second").replace("streaming", "second")
@@ -172,7 +176,7 @@ def test_instructions_that_are_not_there_are_refused(env: dict[str, str], tmp_pa
         ("neon-dotprod" if platform.machine() == "x86_64" else "avx2", "does not have"),
     ):
         wish = {**env, "MOSHI_INSTRUCTIONS": name}
-        error, hint = refusal("--config", "demo", cwd=tmp_path, env=wish, code=1)
+        error, hint = refusal("--config", "tiny-random", cwd=tmp_path, env=wish, code=1)
         assert "MOSHI_INSTRUCTIONS" in error
         assert says in error
         assert "this machine has" in str(hint)

@@ -17,8 +17,8 @@ MEASURED = "CPU keeps in real time, and offers no more than that."
 
 
 @pytest.fixture(name="env")
-def _env(demo_dir: Path) -> dict[str, str]:
-    return {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+def _env(tiny_dir: Path) -> dict[str, str]:
+    return {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
 
 
 def lane_mib(fitting: float) -> str:
@@ -37,8 +37,8 @@ def decisions(printed: list[str]) -> list[str]:
 
 
 def test_it_prints_what_plan_prints_before_it_loads(env: dict[str, str], tmp_path: Path) -> None:
-    planned = cli.run("plan", "--config", "demo", "--cpu", cwd=tmp_path, env=env)
-    with worker("demo", cwd=tmp_path, env=env) as started:
+    planned = cli.run("plan", "--config", "tiny-random", "--cpu", cwd=tmp_path, env=env)
+    with worker("tiny-random", cwd=tmp_path, env=env) as started:
         printed = [line.rstrip("\n") for line in started.log]
     assert decisions(printed) == decisions(planned.stdout.splitlines())
     end = printed.index(MEASURED)
@@ -52,7 +52,7 @@ def test_silent_prints_nothing(env: dict[str, str], tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         result = cli.run(
-            "worker", "--config", "demo", "--cpu", "--silent", "-a", "127.0.0.1", "-p", port,
+            "worker", "--config", "tiny-random", "--cpu", "--silent", "-a", "127.0.0.1", "-p", port,
             cwd=tmp_path, env=env,
         )  # fmt: skip
     assert (result.returncode, result.stdout) == (1, "")
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_neither_downloaded_nor_loaded(
     variables: dict[str, str], arguments: list[str], env: dict[str, str], tmp_path: Path
 ) -> None:
     config = configs.shipped_copy(
-        tmp_path, "demo", 'audio_tokenizer_file = "hf://someone/demo/codec.safetensors"'
+        tmp_path, "tiny-random", 'audio_tokenizer_file = "hf://someone/tiny/codec.safetensors"'
     )
     # Whoever asks it gets no answer.
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_neither_downloaded_nor_loaded(
 @pytest.mark.parametrize("wanted", ["4", '"auto"'])
 def test_it_offers_the_lanes_that_fit(wanted: str, env: dict[str, str], tmp_path: Path) -> None:
     # Two lanes take four fifths of what is free, three would take more than there is.
-    config = configs.shipped_copy(tmp_path, "demo", f"batch_size = {wanted}")
+    config = configs.shipped_copy(tmp_path, "tiny-random", f"batch_size = {wanted}")
     huge = {**env, "MOSHI_PER_BATCH_ITEM_MB": lane_mib(2.5), "MOSHI_RESERVE_MB": "0"}
     with worker(config, cwd=tmp_path, env=huge) as started:
         (module,) = started.modules()
@@ -103,7 +103,7 @@ def test_it_offers_the_lanes_that_fit(wanted: str, env: dict[str, str], tmp_path
 
 
 def test_a_reserve_takes_lanes_away(env: dict[str, str], tmp_path: Path) -> None:
-    config = configs.shipped_copy(tmp_path, "demo", "batch_size = 3")
+    config = configs.shipped_copy(tmp_path, "tiny-random", "batch_size = 3")
     # As much stays free as a lane takes: with one lane that is four fifths of what is free.
     part = lane_mib(2.5)
     huge = {**env, "MOSHI_PER_BATCH_ITEM_MB": part}
@@ -113,7 +113,7 @@ def test_a_reserve_takes_lanes_away(env: dict[str, str], tmp_path: Path) -> None
 
 def test_the_cpu_instead_of_a_card_is_warned_of_once(env: dict[str, str], tmp_path: Path) -> None:
     machine = fake_nvml.machine(tmp_path, RTX_3060)
-    with worker("demo", cwd=tmp_path, env={**env, **machine}, device=None) as started:
+    with worker("tiny-random", cwd=tmp_path, env={**env, **machine}, device=None) as started:
         (warning,) = [line for line in started.log if " WARN moshi_ctl: " in line]
         assert "the models run on the CPU: NVIDIA GeForce RTX 3060 (cuda:0): " in warning
         assert "device=cpu" in "".join(started.log)
@@ -132,7 +132,7 @@ def test_a_card_that_cannot_be_used_is_refused(
 ) -> None:
     machine = fake_nvml.machine(tmp_path, RTX_3060)
     result = cli.run(
-        "worker", "--config", "demo", "--device", device, "-a", "127.0.0.1", "-p", "0",
+        "worker", "--config", "tiny-random", "--device", device, "-a", "127.0.0.1", "-p", "0",
         cwd=tmp_path, env={**env, **machine},
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (2, "")

@@ -35,8 +35,8 @@ BETTER_AUTH_SECRET = Variable(
     "Secret of JSON Web Tokens (HS256, with `exp`) that clients may use as keys beside the others; "
     "32 bytes or more.",
 )
-MOSHI_CTL_DEMO_DIR = Variable(
-    "MOSHI_CTL_DEMO_DIR", "Folder of the model files of the `demo` configuration."
+MOSHI_CTL_TINY_DIR = Variable(
+    "MOSHI_CTL_TINY_DIR", "Folder of the model files of the `tiny-random` configuration."
 )
 MOSHI_THREADS = Variable(
     "MOSHI_THREADS", "Threads of a step on the CPU, where --threads does not say it."
@@ -90,7 +90,7 @@ NO_COLOR = Variable("NO_COLOR", "Anything: no colours.")
 VARIABLES = (
     MOSHI_API_KEY,
     BETTER_AUTH_SECRET,
-    MOSHI_CTL_DEMO_DIR,
+    MOSHI_CTL_TINY_DIR,
     MOSHI_THREADS,
     MOSHI_WARMUP,
     MOSHI_INSTRUCTIONS,

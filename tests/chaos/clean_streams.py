@@ -26,7 +26,7 @@ from support import speech
 from support.worker import KEY, worker
 
 DELAY_FRAMES = 6
-"""The demo model's delay."""
+"""The tiny model's delay."""
 
 TAIL = np.zeros(2 * DELAY_FRAMES * FRAME_SAMPLES, dtype=np.float32)
 """Silence after which everything before it is transcribed."""
@@ -128,18 +128,18 @@ class FreshServers:
     """What a server hears that has just started, and hears nothing else.
 
     Attributes:
-        demo_dir: The model's folder.
+        tiny_dir: The model's folder.
     """
 
-    demo_dir: Path
+    tiny_dir: Path
     _known: dict[bytes, Heard] = field(default_factory=dict)
 
     def hear(self, samples: Samples) -> Heard:
         """What it hears; each audio gets a server of its own, once."""
         audio = samples.tobytes()
         if audio not in self._known:
-            env = {"MOSHI_CTL_DEMO_DIR": str(self.demo_dir), "MOSHI_API_KEY": KEY}
-            with worker("demo", cwd=self.demo_dir, env=env) as server:
+            env = {"MOSHI_CTL_TINY_DIR": str(self.tiny_dir), "MOSHI_API_KEY": KEY}
+            with worker("tiny-random", cwd=self.tiny_dir, env=env) as server:
                 self._known[audio] = say(server.url, samples)
             # A comparison of two silences would show nothing.
             assert self._known[audio].words

@@ -20,9 +20,9 @@ Start = Callable[..., AbstractContextManager[Worker]]
 
 
 @pytest.fixture(scope="session")
-def fresh(demo_dir: Path) -> FreshServers:
+def fresh(tiny_dir: Path) -> FreshServers:
     """What servers hear that were just started."""
-    return FreshServers(demo_dir)
+    return FreshServers(tiny_dir)
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +38,8 @@ def expected(fresh: FreshServers, audio: Samples) -> Heard:
 
 
 @pytest.fixture
-def start(demo_dir: Path, tmp_path: Path) -> Start:
-    """Starts workers of the demo model with lanes enough for clean streams and their neighbours.
+def start(tiny_dir: Path, tmp_path: Path) -> Start:
+    """Starts workers of the tiny model with lanes enough for clean streams and their neighbours.
 
     Keyword arguments are limits, as in the configuration's section, but for `lanes` of each module,
     `modules`, of which the second is at `SECOND_PATH`, `open_files`, the file descriptors that the
@@ -56,7 +56,7 @@ def start(demo_dir: Path, tmp_path: Path) -> Start:
         **limits: float,
     ) -> Iterator[Worker]:
         lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in limits.items())
-        config = configs.demo(
+        config = configs.tiny(
             tmp_path,
             ("batch_size = 4", f"batch_size = {lanes}"),
             ("[modules.asr]", f"[limits]\n{lines}\n[modules.asr]" if limits else "[modules.asr]"),
@@ -65,7 +65,7 @@ def start(demo_dir: Path, tmp_path: Path) -> Start:
             text = config.read_text()
             module = text[text.index("[modules.asr]") :].replace("[modules.asr", "[modules.second")
             config.write_text(text + module.replace(DEFAULT_PATH, SECOND_PATH))
-        all_env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY, **(env or {})}
+        all_env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY, **(env or {})}
         with worker(config, cwd=tmp_path, env=all_env, open_files=open_files) as started:
             yield started
 
@@ -73,10 +73,10 @@ def start(demo_dir: Path, tmp_path: Path) -> Start:
 
 
 @pytest.fixture(scope="package")
-def crowded(demo_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+def crowded(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker with lanes enough for clean streams and their neighbours, that goes through all."""
     folder = tmp_path_factory.mktemp("crowded")
-    config = configs.demo(folder, ("batch_size = 4", f"batch_size = {LANES}"))
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
+    config = configs.tiny(folder, ("batch_size = 4", f"batch_size = {LANES}"))
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
     with worker(config, cwd=folder, env=env) as started:
         yield started

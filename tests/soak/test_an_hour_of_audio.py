@@ -109,10 +109,10 @@ class Watch:
 
 
 @pytest.mark.soak
-def test_an_hour_of_audio_at_full_speed(demo_dir: Path) -> None:
+def test_an_hour_of_audio_at_full_speed(tiny_dir: Path) -> None:
     pieces = round(60 * amounts.AUDIO_MINUTES / MESSAGE_S)
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-    with worker("demo", cwd=demo_dir, env=env) as server:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
+    with worker("tiny-random", cwd=tiny_dir, env=env) as server:
         expected = asyncio.run(hear(server.url, pieces, AHEAD_FRAMES, lambda _: None))
         assert len(expected) > pieces / 4
         watch = Watch(server, pieces)

@@ -30,10 +30,10 @@ MOST_DESCRIPTORS = 0.005
 MOST_THREADS = 0.005
 
 
-def readings(demo_dir: Path, sessions: int, env: dict[str, str] | None = None) -> list[Reading]:
+def readings(tiny_dir: Path, sessions: int, env: dict[str, str] | None = None) -> list[Reading]:
     """A worker of its own after more and more sessions; what they were told was right."""
-    environment = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY, **(env or {})}
-    with worker("demo", cwd=demo_dir, env=environment) as server:
+    environment = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY, **(env or {})}
+    with worker("tiny-random", cwd=tiny_dir, env=environment) as server:
         crowd = Crowd(Target(server.process.pid, server.port, KEY), AT_ONCE)
         taken = crowd.run(sessions, READINGS)
         done = crowd.done
@@ -50,22 +50,22 @@ def leaking(leak_bytes: int) -> dict[str, str]:
     return failing(f"leak:{leak_bytes}")
 
 
-def test_some_sessions_leave_nothing_behind(demo_dir: Path) -> None:
-    growth = Growth.of(readings(demo_dir, SOME_SESSIONS))
+def test_some_sessions_leave_nothing_behind(tiny_dir: Path) -> None:
+    growth = Growth.of(readings(tiny_dir, SOME_SESSIONS))
     assert growth.resident_bytes <= MOST_BYTES_OF_SOME
     assert growth.descriptors <= MOST_DESCRIPTORS
     assert growth.threads <= MOST_THREADS
 
 
 @needs_faults
-def test_some_sessions_are_enough_to_find_a_leak(demo_dir: Path) -> None:
-    growth = Growth.of(readings(demo_dir, SOME_SESSIONS, leaking(LEAK_OF_SOME)))
+def test_some_sessions_are_enough_to_find_a_leak(tiny_dir: Path) -> None:
+    growth = Growth.of(readings(tiny_dir, SOME_SESSIONS, leaking(LEAK_OF_SOME)))
     assert growth.resident_bytes > MOST_BYTES_OF_SOME
 
 
 @pytest.mark.soak
-def test_many_sessions_leave_nothing_behind(demo_dir: Path) -> None:
-    growth = Growth.of(readings(demo_dir, amounts.SESSIONS))
+def test_many_sessions_leave_nothing_behind(tiny_dir: Path) -> None:
+    growth = Growth.of(readings(tiny_dir, amounts.SESSIONS))
     print(growth)
     assert growth.resident_bytes <= MOST_BYTES
     assert growth.descriptors <= MOST_DESCRIPTORS
@@ -74,7 +74,7 @@ def test_many_sessions_leave_nothing_behind(demo_dir: Path) -> None:
 
 @pytest.mark.soak
 @needs_faults
-def test_many_sessions_find_a_leak_of_a_page(demo_dir: Path) -> None:
-    growth = Growth.of(readings(demo_dir, amounts.SESSIONS, leaking(LEAK)))
+def test_many_sessions_find_a_leak_of_a_page(tiny_dir: Path) -> None:
+    growth = Growth.of(readings(tiny_dir, amounts.SESSIONS, leaking(LEAK)))
     print(growth)
     assert growth.resident_bytes > MOST_BYTES

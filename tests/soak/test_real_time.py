@@ -61,10 +61,13 @@ def steps(server: Worker, most_s: float) -> tuple[float, float]:
 
 
 @pytest.mark.soak
-def test_who_was_let_in_keeps_real_time(demo_dir: Path) -> None:
+def test_who_was_let_in_keeps_real_time(tiny_dir: Path) -> None:
     seconds = 60 * amounts.MINUTES
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-    with worker("demo", cwd=demo_dir, env=env) as server, blasting(server.port, KEY) as blast:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
+    with (
+        worker("tiny-random", cwd=tiny_dir, env=env) as server,
+        blasting(server.port, KEY) as blast,
+    ):
         target = Target(server.process.pid, server.port, KEY)
         clients = [Paced() for _ in range(LANES - 1)]
 

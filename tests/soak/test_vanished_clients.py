@@ -29,12 +29,12 @@ def wait_until_nobody_is_there(server: Worker) -> None:
 
 
 @pytest.mark.soak
-def test_vanished_clients_leave_nothing_behind(demo_dir: Path) -> None:
+def test_vanished_clients_leave_nothing_behind(tiny_dir: Path) -> None:
     seed = time.time_ns() % 2**32
     print(f"seed {seed}, {amounts.CLIENTS} clients")
     luck = random.Random(seed)
-    env = {"MOSHI_CTL_DEMO_DIR": str(demo_dir), "MOSHI_API_KEY": KEY}
-    with worker("demo", cwd=demo_dir, env=env) as server:
+    env = {"MOSHI_CTL_TINY_DIR": str(tiny_dir), "MOSHI_API_KEY": KEY}
+    with worker("tiny-random", cwd=tiny_dir, env=env) as server:
         target = Target(server.process.pid, server.port, KEY)
         every = max(4 * KILLED_AT_ONCE, amounts.CLIENTS // READINGS)
         readings = []

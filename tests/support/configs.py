@@ -8,9 +8,9 @@ from pathlib import Path
 from moshi_ctl import shipped
 
 
-def demo(folder: Path, *changes: tuple[str, str]) -> Path:
-    """Writes the shipped demo configuration to `folder`, with texts replaced by others."""
-    text = shipped.path_of("demo").read_text()
+def tiny(folder: Path, *changes: tuple[str, str]) -> Path:
+    """Writes the shipped configuration tiny-random to `folder`, with texts replaced by others."""
+    text = shipped.path_of("tiny-random").read_text()
     for before, after in changes:
         assert before in text, before
         text = text.replace(before, after, 1)
@@ -20,8 +20,8 @@ def demo(folder: Path, *changes: tuple[str, str]) -> Path:
 
 
 def slow_to_start(folder: Path) -> Path:
-    """The demo with lanes and a context that take seconds to be measured before it listens."""
-    return demo(folder, ("batch_size = 4", "batch_size = 64"), ("context = 100", "context = 1500"))
+    """The tiny model with lanes and a context that take seconds to measure before it listens."""
+    return tiny(folder, ("batch_size = 4", "batch_size = 64"), ("context = 100", "context = 1500"))
 
 
 def shipped_copy(folder: Path, name: str, *lines: str, section: str = "") -> Path:

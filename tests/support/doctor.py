@@ -50,7 +50,7 @@ def settings(folder: Path) -> dict[str, str]:
     """An environment in which nothing is wrong but the hub is not there."""
     return {
         "MOSHI_API_KEY": GOOD_KEY,
-        "MOSHI_CTL_DEMO_DIR": str(folder),
+        "MOSHI_CTL_TINY_DIR": str(folder),
         "HF_ENDPOINT": NO_HUB,
         "HF_HOME": str(folder / "hub-home"),
         "HF_HUB_DISABLE_XET": "1",

@@ -174,18 +174,28 @@ def starting(
             process.stdout.close()
 
 
-def fail_to_warm_up(demo_dir: Path, folder: Path, port: int) -> None:
-    """Runs a worker of the demo whose weights are huge, in an empty folder, to its end."""
-    for path in demo_dir.iterdir():
+def fail_to_warm_up(tiny_dir: Path, folder: Path, port: int) -> None:
+    """Runs a worker of the tiny model whose weights are huge, in an empty folder, to its end."""
+    for path in tiny_dir.iterdir():
         if path.is_file() and path.name != "model.safetensors":
             (folder / path.name).symlink_to(path)
-    safetensors.fill_with_huge_numbers(demo_dir / "model.safetensors", folder / "model.safetensors")
+    safetensors.fill_with_huge_numbers(tiny_dir / "model.safetensors", folder / "model.safetensors")
     ended = cli.run(
-        *("worker", "--config", "demo", "--device", "cpu", "-a", "127.0.0.1", "-p", str(port)),
+        *(
+            "worker",
+            "--config",
+            "tiny-random",
+            "--device",
+            "cpu",
+            "-a",
+            "127.0.0.1",
+            "-p",
+            str(port),
+        ),
         # q8 refuses such numbers before.
         *("--precision", "f32"),
         cwd=folder,
-        env={"MOSHI_CTL_DEMO_DIR": str(folder), "MOSHI_API_KEY": KEY},
+        env={"MOSHI_CTL_TINY_DIR": str(folder), "MOSHI_API_KEY": KEY},
     )
     assert ended.returncode == 1
     assert "error: module asr: warm-up failed: " in ended.stderr
