@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 import soundfile
 
 from moshi_ctl import audio
+from moshi_ctl.audio import paced
 from moshi_ctl.errors import AudioError
-from moshi_ctl.protocol import SAMPLE_RATE_HZ, Samples
+from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, Samples
 from support import speech
 
 TONE_HZ = 440.0
 TONE_S = 2.5
+LATE_S = 1.0
 
 
 def tone() -> Samples:
@@ -71,3 +75,31 @@ def test_what_is_no_audio_is_refused(tmp_path: Path) -> None:
             audio.probe(path)
         assert str(path) in caught.value.message
         assert caught.value.hint
+
+
+def test_paced_audio_comes_as_it_is_spoken(tmp_path: Path) -> None:
+    path = speech.write(tmp_path / "a.wav", tone()[:30_000], 24_000)
+
+    async def heard() -> list[tuple[float, Samples]]:
+        begin_s = time.monotonic()
+        return [(time.monotonic() - begin_s, frame) async for frame in paced(audio.blocks(path))]
+
+    frames = asyncio.run(heard())
+    spoken_samples = 0
+    for time_s, frame in frames:
+        spoken_samples += len(frame)
+        assert len(frame) <= FRAME_SAMPLES
+        # Never before it was spoken, and not much later.
+        assert 0.0 <= time_s - spoken_samples / SAMPLE_RATE_HZ < LATE_S
+    np.testing.assert_array_equal(
+        np.concatenate([frame for _, frame in frames]), np.concatenate(list(audio.blocks(path)))
+    )
+
+
+def test_what_makes_audio_fail_is_told_to_whoever_plays_it(tmp_path: Path) -> None:
+    async def play() -> None:
+        async for _ in paced(audio.blocks(tmp_path / "missing.wav")):
+            pass
+
+    with pytest.raises(AudioError, match="no such file"):
+        asyncio.run(play())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from moshi_ctl import client
-from moshi_ctl.client import AsrClient, Transcript, transcribe, transcribe_file
+from moshi_ctl.client import AsrClient, Transcript, listen, transcribe, transcribe_file
 from moshi_ctl.errors import AudioError, ClientError, NoFreeChannelsError
-from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, Samples, Step, Word
+from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, EndWord, Samples, Step, Word
 from support import speech
 
 TIMEOUT_S = 20.0
@@ -131,6 +131,114 @@ def test_events_can_be_followed_one_by_one() -> None:
             return [event async for event in asr]
 
     assert asyncio.run(session()) == [Step(1, (0.25,), 7), Word("w", 0.0)]
+
+
+async def spoken(*blocks: Samples) -> AsyncGenerator[Samples, None]:
+    for block in blocks:
+        yield block
+
+
+def test_listening_gives_what_is_heard_while_it_is_heard() -> None:
+    """Each block waits for the answer to the one before: nothing is held back on either side."""
+    answered = asyncio.Event()
+    sent = [speech.speech(1.0)[:100], speech.speech(1.0)[100:5000]]
+    heard: list[float] = []
+
+    async def script(connection: ServerConnection) -> None:
+        await connection.send(packed(type="Ready"))
+        await connection.recv()
+        for number in (7, 8):
+            await connection.send(packed(type="Step", step_idx=number, prs=[0.5], buffered_pcm=3))
+        await connection.recv()
+        await connection.send(packed(type="Word", text="one", start_time=1.5))
+        await connection.send(packed(type="EndWord", stop_time=1.75))
+        samples, marker_id = await heard_until_marker(connection)
+        heard.extend(samples)
+        await connection.send(packed(type="Marker", id=marker_id))
+        await connection.send(packed(type="Word", text="late", start_time=9.0))
+
+    async def source() -> AsyncGenerator[Samples, None]:
+        yield sent[0]
+        await answered.wait()
+        yield sent[1]
+
+    async def session() -> list[client.SpeechEvent]:
+        events: list[client.SpeechEvent] = []
+        async with scripted(script) as url:
+            async for event in listen(source(), url, lead_in_s=0.08):
+                events.append(event)
+                if isinstance(event, EndWord):
+                    answered.set()
+        return events
+
+    events = asyncio.run(asyncio.wait_for(session(), TIMEOUT_S))
+    # The step of the silence in front is left out, and times are those of the source.
+    assert events == [Step(0, (0.5,), 3), Word("one", 1.42), EndWord(1.67)]
+    np.testing.assert_array_equal(np.array(heard[: len(sent[1])], dtype=np.float32), sent[1])
+    assert (100 + len(heard)) % FRAME_SAMPLES == 0
+
+
+def test_a_source_that_fails_ends_the_session() -> None:
+    closed = asyncio.Event()
+
+    async def script(connection: ServerConnection) -> None:
+        await connection.send(packed(type="Ready"))
+        await connection.wait_closed()
+        closed.set()
+
+    async def source() -> AsyncGenerator[Samples, None]:
+        yield np.zeros(10, dtype=np.float32)
+        raise AudioError("the microphone is gone")
+
+    async def session() -> None:
+        async with scripted(script) as url:
+            with pytest.raises(AudioError, match="is gone"):
+                async for _ in listen(source(), url):
+                    pass
+            await closed.wait()
+
+    asyncio.run(asyncio.wait_for(session(), TIMEOUT_S))
+
+
+def test_a_server_that_fails_ends_listening_though_nobody_speaks() -> None:
+    async def script(connection: ServerConnection) -> None:
+        await connection.send(packed(type="Ready"))
+        await connection.send(packed(type="Word", text="one", start_time=1.0))
+        await connection.send(packed(type="Error", message="the model failed"))
+
+    async def source() -> AsyncGenerator[Samples, None]:
+        await asyncio.Event().wait()
+        yield np.zeros(10, dtype=np.float32)
+
+    async def session() -> None:
+        async with scripted(script) as url:
+            events = listen(source(), url)
+            assert await anext(events) == Word("one", 0.04)
+            with pytest.raises(ClientError, match="the model failed"):
+                await anext(events)
+
+    asyncio.run(asyncio.wait_for(session(), TIMEOUT_S))
+
+
+def test_whoever_leaves_early_closes_the_session() -> None:
+    closed = asyncio.Event()
+
+    async def script(connection: ServerConnection) -> None:
+        await connection.send(packed(type="Ready"))
+        await connection.send(packed(type="Word", text="one", start_time=1.0))
+        await connection.wait_closed()
+        closed.set()
+
+    async def session() -> None:
+        silence = np.zeros(10, dtype=np.float32)
+        async with scripted(script) as url:
+            async with contextlib.aclosing(listen(spoken(silence), url)) as events:
+                async for event in events:
+                    assert isinstance(event, Word)
+                    break
+            await closed.wait()
+
+    asyncio.run(asyncio.wait_for(session(), TIMEOUT_S))
 
 
 def test_the_key_travels_in_the_header_only() -> None:

@@ -5,7 +5,9 @@ from importlib.metadata import version
 from moshi_ctl.client import (
     AsrClient,
     AsrEvent,
+    SpeechEvent,
     Transcript,
+    listen,
     transcribe,
     transcribe_file,
 )
@@ -34,12 +36,14 @@ __all__ = [
     "ModelFileError",
     "MoshiCtlError",
     "NoFreeChannelsError",
+    "SpeechEvent",
     "Step",
     "Transcript",
     "UsageError",
     "Word",
     "WorkerError",
     "__version__",
+    "listen",
     "transcribe",
     "transcribe_file",
 ]

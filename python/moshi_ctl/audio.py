@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import soundfile
 import soxr
 
 from moshi_ctl.errors import AudioError
-from moshi_ctl.protocol import SAMPLE_RATE_HZ, Samples
+from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, Samples
 
 _BLOCK_S = 1.0
 _READ_BY_LIBSNDFILE = "WAV, MP3, FLAC, Ogg Vorbis and Ogg Opus can be read"
@@ -61,6 +64,27 @@ def blocks(path: Path) -> Iterator[Samples]:
                 yield resampled
             if is_last:
                 return
+
+
+async def in_background(blocks: Iterable[Samples]) -> AsyncGenerator[Samples, None]:
+    """Blocks, each computed in a thread, so that nothing else waits for it."""
+    rest = iter(blocks)
+    while (block := await asyncio.to_thread(next, rest, None)) is not None:
+        yield block
+
+
+async def paced(blocks: Iterable[Samples]) -> AsyncGenerator[Samples, None]:
+    """Audio as a microphone would give it: a frame at a time, each when it has been spoken."""
+    start_s = time.monotonic()
+    spoken_samples = 0
+    async with aclosing(in_background(blocks)) as source:
+        async for block in source:
+            for begin in range(0, len(block), FRAME_SAMPLES):
+                frame = block[begin : begin + FRAME_SAMPLES]
+                spoken_samples += len(frame)
+                due_s = start_s + spoken_samples / SAMPLE_RATE_HZ
+                await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+                yield frame
 
 
 def _open(path: Path) -> soundfile.SoundFile:

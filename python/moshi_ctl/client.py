@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +55,10 @@ _TAIL_S: Final = 4.0
 _TAIL_EVERY_S: Final = 1.0
 _FINISH_TIMEOUT_S: Final = 5.0
 
-AsrEvent = Word | EndWord | Step | Marker
+SpeechEvent = Word | EndWord | Step
+"""What is heard in audio."""
+
+AsrEvent = SpeechEvent | Marker
 """What a session reports."""
 
 
@@ -273,34 +278,95 @@ async def transcribe(
     on_progress: Callable[[float], None] | None = None,
 ) -> Transcript:
     """Transcribes audio that comes in blocks of samples; see `transcribe_file`."""
-    blocks = iter(blocks)
-    # Nobody should wait for a place on the server only to learn that the file is unreadable.
-    first = await asyncio.to_thread(next, blocks, None)
+    notes = _Notes(on_word, on_progress)
+    async with contextlib.aclosing(audio.in_background(blocks)) as source:
+        # Nobody should wait for a place on the server only to learn that the file is unreadable.
+        first = await anext(source, None)
+        async with AsrClient(url, key=key, ca=ca) as client:
+            session = _Session(client, lead_in_s, on_event=notes.add, on_sent=notes.count)
+            await session.complete(first, source)
+    return Transcript(tuple(notes.words), notes.sent_s)
+
+
+async def listen(
+    source: AsyncIterable[Samples],
+    url: str = DEFAULT_URL,
+    *,
+    key: str | None = None,
+    ca: Path | str | None = None,
+    lead_in_s: float = LEAD_IN_S,
+) -> AsyncGenerator[SpeechEvent, None]:
+    """Transcribes audio while it is spoken, for as long as it comes.
+
+    What `source` yields is sent at once. When it ends, what it said last is transcribed, and then
+    this ends too:
+
+        async for event in listen(microphone.samples(), key="my-secret"):
+            match event:
+                case Word(text=text, start_time=start_time):
+                    print(f"{start_time:.2f} {text}")
+
+    Whoever leaves that loop early closes the session with `contextlib.aclosing`.
+
+    Args:
+        source: Mono audio at 24 kHz in blocks of any length, as they come: from a microphone
+            (`moshi_ctl.microphone`), a call, another program. It is asked for the first block when
+            the server has a place.
+        url: The server's address.
+        key: The API key, for servers that ask for one.
+        ca: PEM file of the certificates to trust, instead of the system's.
+        lead_in_s: Silence sent first; times are those of the source nevertheless.
+
+    Yields:
+        Words, their ends, and a step for each frame of the source that the model has taken, which
+        `step_idx` counts from 0.
+
+    Raises:
+        NoFreeChannelsError: When the server serves as many streams as it can.
+        ClientError: When the server cannot be reached, refuses, or the session breaks off.
+    """
+    events: asyncio.Queue[SpeechEvent | None] = asyncio.Queue()
     async with AsrClient(url, key=key, ca=ca) as client:
-        run = _Transcription(client, lead_in_s, on_word, on_progress)
-        return await run.complete(first, blocks)
+        session = _Session(client, lead_in_s, on_event=events.put_nowait)
+        task = asyncio.create_task(session.complete(None, aiter(source)))
+        task.add_done_callback(lambda _: events.put_nowait(None))
+        try:
+            while (event := await events.get()) is not None:
+                if not isinstance(event, Step) or event.step_idx >= 0:
+                    yield event
+            await task
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
-class _Transcription:
-    """One task sends and one receives; this is what they share."""
+class _Session:
+    """A session from its first sample to the answer to its last: one task sends, one receives."""
 
     def __init__(
         self,
         client: AsrClient,
         lead_in_s: float,
-        on_word: Callable[[Word], None] | None,
-        on_progress: Callable[[float], None] | None,
+        *,
+        on_event: Callable[[SpeechEvent], None],
+        on_sent: Callable[[int], None] | None = None,
     ) -> None:
+        """Prepares it.
+
+        Args:
+            client: Whose session it is; open.
+            lead_in_s: Silence sent first.
+            on_event: Called with what the server reports, in times of the source; a step's index is
+                that of the frame, and below 0 in the silence before.
+            on_sent: Called with how many samples of the source were sent just now.
+        """
         # Whole frames, so that words keep their place on the model's grid.
         self._lead_in_frames = round(lead_in_s * FRAME_RATE_HZ)
         self._client = client
-        self._on_word = on_word
-        self._on_progress = on_progress
-        self._sent_samples = 0
-        self._seen_steps = 0
-        self._words: list[Word] = []
+        self._on_event = on_event
+        self._on_sent = on_sent
 
-    async def complete(self, first: Samples | None, rest: Iterator[Samples]) -> Transcript:
+    async def complete(self, first: Samples | None, rest: AsyncIterator[Samples]) -> None:
         sender = asyncio.create_task(self._send(first, rest))
         receiver = asyncio.create_task(self._receive())
         try:
@@ -316,26 +382,25 @@ class _Transcription:
             sender.cancel()
             receiver.cancel()
             await asyncio.gather(sender, receiver, return_exceptions=True)
-        return Transcript(tuple(self._words), self._sent_samples / SAMPLE_RATE_HZ)
 
     @staticmethod
     def _raise_unless_client_error(sender: asyncio.Task[None]) -> None:
         if not isinstance(sender.exception(), ClientError):
             sender.result()
 
-    async def _send(self, first: Samples | None, rest: Iterator[Samples]) -> None:
+    async def _send(self, first: Samples | None, rest: AsyncIterator[Samples]) -> None:
         client = self._client
         if self._lead_in_frames:
             await client.send_audio(_silence(self._lead_in_frames * FRAME_SAMPLES))
-        block = first
+        sent_samples = 0
+        block = await anext(rest, None) if first is None else first
         while block is not None:
             await client.send_audio(block)
-            self._sent_samples += len(block)
-            if self._seen_steps == 0:
-                # A server without semantic VAD reports no steps; what it took is all we know.
-                self._report_progress(self._sent_samples / SAMPLE_RATE_HZ)
-            block = await asyncio.to_thread(next, rest, None)
-        await client.send_audio(_silence(-self._sent_samples % FRAME_SAMPLES))
+            sent_samples += len(block)
+            if self._on_sent:
+                self._on_sent(len(block))
+            block = await anext(rest, None)
+        await client.send_audio(_silence(-sent_samples % FRAME_SAMPLES))
         await client.send_marker(0)
         await client.send_audio(_silence(round(_TAIL_S * SAMPLE_RATE_HZ)))
         while True:
@@ -343,20 +408,17 @@ class _Transcription:
             await client.send_audio(_silence(round(_TAIL_EVERY_S * SAMPLE_RATE_HZ)))
 
     async def _receive(self) -> None:
+        # Counted here: the step_idx of some servers goes on from one session to the next.
+        frames = itertools.count(-self._lead_in_frames)
         async for event in self._client:
             match event:
                 case Word():
-                    word = replace(event, start_time=self._in_file(event.start_time))
-                    self._words.append(word)
-                    if self._on_word:
-                        self._on_word(word)
-                case EndWord() if self._words:
-                    stop_time = self._in_file(event.stop_time)
-                    self._words[-1] = replace(self._words[-1], stop_time=stop_time)
+                    start_time = self._in_source(event.start_time)
+                    self._on_event(replace(event, start_time=start_time))
+                case EndWord():
+                    self._on_event(EndWord(self._in_source(event.stop_time)))
                 case Step():
-                    self._seen_steps += 1
-                    done_frames = self._seen_steps - self._lead_in_frames
-                    self._report_progress(max(0, done_frames) / FRAME_RATE_HZ)
+                    self._on_event(replace(event, step_idx=next(frames)))
                 case Marker():
                     return
         raise ClientError(
@@ -364,12 +426,56 @@ class _Transcription:
             hint="it may be shutting down; try again, or see its log",
         )
 
-    def _in_file(self, session_time_s: float) -> float:
+    def _in_source(self, session_time_s: float) -> float:
         return max(0.0, round(session_time_s - self._lead_in_frames / FRAME_RATE_HZ, 3))
+
+
+class _Notes:
+    """What a transcript is made of, as it comes.
+
+    Attributes:
+        words: The words so far.
+    """
+
+    def __init__(
+        self,
+        on_word: Callable[[Word], None] | None,
+        on_progress: Callable[[float], None] | None,
+    ) -> None:
+        self.words: list[Word] = []
+        self._on_word = on_word
+        self._on_progress = on_progress
+        self._sent_samples = 0
+        self._has_steps = False
+
+    @property
+    def sent_s(self) -> float:
+        """How much audio was sent."""
+        return self._sent_samples / SAMPLE_RATE_HZ
+
+    def add(self, event: SpeechEvent) -> None:
+        """Notes what the server reports."""
+        match event:
+            case Word():
+                self.words.append(event)
+                if self._on_word:
+                    self._on_word(event)
+            case EndWord() if self.words:
+                self.words[-1] = replace(self.words[-1], stop_time=event.stop_time)
+            case Step():
+                self._has_steps = True
+                self._report_progress(max(0, event.step_idx + 1) / FRAME_RATE_HZ)
+
+    def count(self, samples: int) -> None:
+        """Notes how much was sent."""
+        self._sent_samples += samples
+        if not self._has_steps:
+            # A server without semantic VAD reports no steps; what it took is all we know.
+            self._report_progress(self.sent_s)
 
     def _report_progress(self, done_s: float) -> None:
         if self._on_progress:
-            self._on_progress(min(done_s, self._sent_samples / SAMPLE_RATE_HZ))
+            self._on_progress(min(done_s, self.sent_s))
 
 
 def _silence(samples: int) -> Samples:
