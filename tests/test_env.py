@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from moshi_ctl import env
-from moshi_ctl.errors import UsageError
+from moshi_ctl import _native, env
+from moshi_ctl.errors import ConfigError, UsageError
 from support import cli
+from support.plans import Command
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +114,52 @@ def test_dot_env_reaches_the_configuration(tmp_path: Path) -> None:
         "validate", "tiny-random", cwd=tmp_path, env={"MOSHI_CTL_TINY_DIR": "/elsewhere"}
     )
     assert "/elsewhere/model.safetensors" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("worker", "--config", "demo", "--cpu", "--threads", "1"),
+        ("plan", "--config", "demo"),
+        ("fit", "--config", "demo", "--out", "fitted.toml"),
+        ("validate", "demo"),
+        ("bench", "--config", "demo", "--lanes", "1", "--steps", "1"),
+        ("random-checkpoint", "--config", "demo"),
+        ("doctor", "--config", "demo", "--port", "0"),
+    ],
+)
+def test_every_command_knows_where_the_embedded_model_is(
+    arguments: tuple[str, ...],
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def found(path: Path, **_: object) -> dict[str, object]:
+        raise ConfigError(os.environ["MOSHI_CTL_EMBEDDED"], file=str(path))
+
+    monkeypatch.setattr(_native, "read_config", found)
+    monkeypatch.setattr(_native, "bench", found)
+    default = str(Path(str(files("moshi_ctl"))) / "embedded")
+    said = command(*arguments)
+    assert default in said.out + said.err
+    # Somebody may have another one.
+    monkeypatch.delenv("MOSHI_CTL_EMBEDDED")
+    (tmp_path / ".env").write_text("MOSHI_CTL_EMBEDDED=/of/env-file\n")
+    said = command(*arguments)
+    assert "/of/env-file" in said.out + said.err
+    monkeypatch.setenv("MOSHI_CTL_EMBEDDED", "/of/environment")
+    said = command(*arguments)
+    assert "/of/environment" in said.out + said.err
+
+
+def test_the_embedded_model_counts_as_not_set_where_it_is_blank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    default = str(env.embedded_folder())
+    for value, folder in ((" ", default), ("", default), ("/elsewhere", "/elsewhere")):
+        monkeypatch.setenv("MOSHI_CTL_EMBEDDED", value)
+        env.set_defaults()
+        assert os.environ["MOSHI_CTL_EMBEDDED"] == folder
 
 
 def test_the_example_names_every_variable() -> None:

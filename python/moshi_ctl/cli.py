@@ -15,6 +15,7 @@ from moshi_ctl import (
     bench,
     checkpoint,
     config,
+    demo,
     devices,
     doctor,
     env,
@@ -74,6 +75,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_DEMO: Final = "demo"
 _DOCTOR: Final = "doctor"
 
 
@@ -114,8 +116,52 @@ def _prepare(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    if context.invoked_subcommand != _DOCTOR:  # which says what is wrong with it
+    if context.invoked_subcommand == _DOCTOR:  # which says what is wrong with a `.env`
+        return
+    if context.invoked_subcommand != _DEMO:  # which is the same whatever is set for servers
         env.load_dot_env(Path.cwd())
+    env.set_defaults()
+
+
+@app.command(_DEMO)
+def _demo(
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help="A WAV, MP3, FLAC or Ogg file instead of the bundled recording.",
+        ),
+    ] = None,
+    mic: Annotated[
+        bool,
+        typer.Option("--mic", help="Listen to the microphone; needs `pip install moshi-ctl[mic]`."),
+    ] = False,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast", help="As fast as the model takes a recording, instead of as it was spoken."
+        ),
+    ] = False,
+    words: Annotated[
+        bool, typer.Option("--words", help="List the words that the model knows, and do no more.")
+    ] = False,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Hear the embedded model at work; needs no configuration, no download and no key.
+
+    A server is started for it on this machine, and ended with it.
+    """
+    wishes = demo.Demo(
+        file=file,
+        mic=mic,
+        fast=fast,
+        words=words,
+        precision=precision.value if precision else None,
+        threads=threads,
+    )
+    raise typer.Exit(demo.run(wishes))
 
 
 @app.command("worker")

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,6 +35,11 @@ BETTER_AUTH_SECRET = Variable(
     "BETTER_AUTH_SECRET",
     "Secret of JSON Web Tokens (HS256, with `exp`) that clients may use as keys beside the others; "
     "32 bytes or more.",
+)
+MOSHI_CTL_EMBEDDED = Variable(
+    "MOSHI_CTL_EMBEDDED",
+    "Folder of the model files of the `demo` configuration, instead of the one that comes with "
+    "moshi-ctl.",
 )
 MOSHI_CTL_TINY_DIR = Variable(
     "MOSHI_CTL_TINY_DIR", "Folder of the model files of the `tiny-random` configuration."
@@ -90,6 +96,7 @@ NO_COLOR = Variable("NO_COLOR", "Anything: no colours.")
 VARIABLES = (
     MOSHI_API_KEY,
     BETTER_AUTH_SECRET,
+    MOSHI_CTL_EMBEDDED,
     MOSHI_CTL_TINY_DIR,
     MOSHI_THREADS,
     MOSHI_WARMUP,
@@ -154,6 +161,16 @@ def as_if_started_now() -> dict[str, str]:
         return dict(os.environ)
     real = {name: value for name, value in os.environ.items() if name not in _loaded.names}
     return {**_values_in(_loaded.folder, real), **real}
+
+
+def embedded_folder() -> Path:
+    """Where the files of the embedded model are."""
+    return Path(value_of(MOSHI_CTL_EMBEDDED) or str(files("moshi_ctl") / "embedded"))
+
+
+def set_defaults() -> None:
+    """Sets what configurations name and nobody has set: to be called after `.env` was read."""
+    os.environ[MOSHI_CTL_EMBEDDED.name] = str(embedded_folder())
 
 
 def line_number(line: Binding) -> int:

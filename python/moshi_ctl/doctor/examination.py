@@ -81,6 +81,7 @@ def run(situation: Situation, *, as_json_text: bool) -> bool:
         env.load_dot_env(situation.folder)
     except Exception:  # noqa: BLE001 - a check says what is wrong, and others go on
         situation.refuses_dot_env = True
+    env.set_defaults()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A card, a folder or a file may have a name that the terminal cannot show.
         sys.stdout.reconfigure(errors="replace")
