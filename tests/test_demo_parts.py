@@ -39,8 +39,12 @@ def test_words_and_pauses() -> None:
             Step(13, SOMEBODY),
             Step(14, NOBODY),
             Word("[up]", 12.0),
-            EndWord(12.5),
+            # A pause may be noticed before the end of a word is told.
             Step(170, NOBODY),
+            Step(171, SOMEBODY),
+            Step(172, NOBODY),
+            EndWord(12.5),
+            Step(173, NOBODY),
         ]
     ) == [
         "    0.32  seven               0.80",
@@ -57,7 +61,6 @@ def test_words_whose_end_does_not_come() -> None:
             Word("a", 1.0),
             Word("b", 2.0),
             Step(30, NOBODY),
-            EndWord(2.5),
             Word("c", 3.0),
             Step(40, ()),  # of a model without such heads
         ]

@@ -149,17 +149,15 @@ async def _run(demo: Demo) -> None:
             aclosing(source.samples) as samples,
             aclosing(listen(samples, started.url, key=started.key)) as events,
         ):
-            async for event in events:
-                view.show(event)
-        view.end()
+            try:
+                async for event in events:
+                    view.show(event)
+            finally:
+                view.end()
     console.print("")
     heard = counted(view.words, "word")
-    console.print(
-        f"{heard}. `moshi-ctl demo --words` lists those it knows, `--mic` listens to you."
-    )
-    console.print(
-        "For English and French: `moshi-ctl worker --config stt-1b-en_fr`; see the README."
-    )
+    console.print(f"{heard}. `moshi-ctl demo --words` lists those it knows; `--mic` hears you.")
+    console.print("English and French: `moshi-ctl worker --config stt-1b-en_fr`; see README.md.")
 
 
 def _source(demo: Demo) -> _Source:

@@ -33,6 +33,7 @@ class View:
         self._console = console
         self._line_is_open = False
         self._awaits_pause = False
+        self._pause_s: float | None = None
 
     def begin(self) -> None:
         """Says what the columns are."""
@@ -49,20 +50,25 @@ class View:
                 self.words += 1
                 self._line_is_open = self._awaits_pause = True
             case EndWord() if self._line_is_open:
-                self._write(f"{event.stop_time:{_TIME_WIDTH}.2f}")
-                self._line_is_open = False
-            case Step() if self._awaits_pause and _says_pause(event):
+                self._write(f"{event.stop_time:{_TIME_WIDTH}.2f}", end="")
                 self.end()
-                time_s = (event.step_idx + 1) * FRAME_S
-                self._console.print(f"{time_s:{_TIME_WIDTH}.2f}  (a pause)", style=_QUIET)
+            case Step() if self._awaits_pause and _says_pause(event):
                 # Once after each word: what the model thinks of one silence may change.
                 self._awaits_pause = False
+                self._pause_s = (event.step_idx + 1) * FRAME_S
+                # A word's end is told with the text's delay, a pause without it.
+                if not self._line_is_open:
+                    self.end()
 
     def end(self) -> None:
-        """Ends the line of a word whose end did not come."""
+        """Ends a line that is open, and shows the pause that was noticed meanwhile."""
         if self._line_is_open:
             self._write("")
             self._line_is_open = False
+        if self._pause_s is not None:
+            pause = f"{self._pause_s:{_TIME_WIDTH}.2f}  (a pause)"
+            self._pause_s = None
+            self._console.print(pause, style=_QUIET)
 
     def _write(self, text: str, end: str = "\n") -> None:
         self._console.print(text, end=end)
