@@ -9,7 +9,6 @@ MAKEFLAGS += --no-print-directory
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/moshi-ctl
 # One environment per checkout, so that two of them do not overwrite each other's extension.
 VENV := $(CACHE)/venv-$(shell printf %s "$(CURDIR)" | cksum | cut -d' ' -f1)
-DEMO_DIR := $(CACHE)/demo
 
 # The first Python that is new enough and can make virtual environments. A name on the PATH alone
 # proves nothing: it may be a version manager's stand-in.
@@ -70,8 +69,8 @@ $(FAULTS)/built: $(VENV)/extension $(PYTHON_SOURCES)
 	@python scripts/faulty_package.py rust/target/release/lib_native.so $(FAULTS)
 	@touch $@
 
-demo: setup ## Serve a small model and transcribe a bundled recording with it
-	@python scripts/demo.py --model-dir $(DEMO_DIR)
+demo: setup ## Stream a recording to the embedded model and print the words that come back
+	@moshi-ctl demo
 
 test: setup faults ## Run all tests, Rust's and Python's
 	@python scripts/run_tests.py
@@ -110,4 +109,4 @@ wheel: $(VENV)/tools ## Build the wheel for this platform into dist/
 	maturin build --release --locked --out dist
 
 clean: ## Remove what the other verbs made, the environment included
-	rm -rf rust/target rust/fuzz/target dist $(VENV) $(DEMO_DIR)
+	rm -rf rust/target rust/fuzz/target dist $(VENV)
