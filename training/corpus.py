@@ -1,0 +1,142 @@
+"""Utterances by the thousand, synthesized once and kept in a folder.
+
+    python -m training.corpus FOLDER
+
+Every synthesizer has two files: `NAME.npy` with the samples of all its utterances one after the
+other (16 bit, 24 kHz), and `NAME.json` with where each begins and what is said when.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from training.speech import Samples, Synthesizer, Utterance, Word
+from training.vocabulary import DIGITS, OTHER_WORDS, WORDS
+
+# Chances of utterances that are of the vocabulary alone, of other words alone, and of both.
+_KINDS = (0.75, 0.12, 0.13)
+_DIGIT_SHARE = 0.25
+_MOST_WORDS = 7
+_SEED = 20_26
+
+
+def _espeak() -> Synthesizer:
+    from training.espeak import TRAINING_VARIANTS, Espeak
+
+    return Espeak(TRAINING_VARIANTS)
+
+
+def _espeak_held_out() -> Synthesizer:
+    from training.espeak import HELD_OUT_VARIANTS, Espeak
+
+    return Espeak(HELD_OUT_VARIANTS)
+
+
+def _hibari() -> Synthesizer:
+    from training.neural import Hibari
+
+    return Hibari()
+
+
+def _joe() -> Synthesizer:
+    from training.neural import Joe
+
+    return Joe(seed=_SEED)
+
+
+def _flite() -> Synthesizer:
+    from training.flite import Flite
+
+    return Flite()
+
+
+@dataclass(frozen=True)
+class Part:
+    """The utterances of one synthesizer."""
+
+    name: str
+    synthesizer: Callable[[], Synthesizer]
+    utterances: int
+    training: bool
+
+
+# The slowest first, so that none is left alone at the end.
+PARTS = (
+    Part("joe", _joe, 2600, training=True),
+    Part("hibari", _hibari, 7000, training=True),
+    Part("espeak", _espeak, 9000, training=True),
+    Part("espeak_held_out", _espeak_held_out, 600, training=False),
+    Part("flite", _flite, 600, training=False),
+)
+
+
+def words_to_say(dice: np.random.Generator) -> list[str]:
+    """Up to seven words, most of them from the vocabulary."""
+    count = min(int(dice.geometric(0.3)), _MOST_WORDS)
+    share_of_others = (0.0, 1.0, 0.5)[int(dice.choice(3, p=_KINDS))]
+    return [_word(share_of_others, dice) for _ in range(count)]
+
+
+def _word(share_of_others: float, dice: np.random.Generator) -> str:
+    if dice.random() < share_of_others:
+        return str(dice.choice(OTHER_WORDS))
+    return str(dice.choice(DIGITS if dice.random() < _DIGIT_SHARE else WORDS))
+
+
+def make(folder: Path, part: Part) -> None:
+    """Synthesizes and writes one part."""
+    synthesizer = part.synthesizer()
+    pieces, index, offset = [], [], 0
+    for number in range(part.utterances):
+        # Evaluation is about the vocabulary; other words have a test of their own there.
+        dice = np.random.default_rng([_SEED, PARTS.index(part), number])
+        spoken = synthesizer.speak(words_to_say(dice), dice)
+        if spoken is None:
+            continue
+        piece = np.round(spoken.samples * 32_767).astype(np.int16)
+        pieces.append(piece)
+        index.append((offset, len(piece), [astuple(word) for word in spoken.words]))
+        offset += len(piece)
+    np.save(folder / f"{part.name}.npy", np.concatenate(pieces))
+    (folder / f"{part.name}.json").write_text(json.dumps(index))
+    print(
+        f"{part.name}: {len(index)} utterances of {part.utterances}, {offset / 24_000 / 60:.0f} min"
+    )
+
+
+class Corpus:
+    """The utterances of one synthesizer, read from a folder when they are asked for."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._samples = np.load(folder / f"{name}.npy", mmap_mode="r")
+        self._index = json.loads((folder / f"{name}.json").read_text())
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, number: int) -> Utterance:
+        offset, length, words = self._index[number]
+        samples: Samples = self._samples[offset : offset + length].astype(np.float32) / 32_768
+        return Utterance(samples, tuple(Word(*word) for word in words))
+
+
+def main() -> None:
+    """Makes all parts, two at a time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(2) as pool:
+        for done in [pool.submit(make, folder, part) for part in PARTS]:
+            done.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Streams to learn from: utterances in rooms and noise, and what the model should say to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+
+from training import noise
+from training.corpus import Corpus
+from training.shape import FRAME_RATE_HZ, FRAME_SAMPLES, PAUSES_S, TEXT_END_OF_PADDING, TEXT_PADDING
+from training.speech import SAMPLE_RATE_HZ, Samples, Word
+from training.vocabulary import WORDS
+
+FRAMES = 125
+_LENGTH = FRAMES * FRAME_SAMPLES
+_SHARES = {"espeak": 0.3, "hibari": 0.42, "joe": 0.28}
+_NOISES = 100
+# Tokens of a SentencePiece model: four special ones come first.
+FIRST_WORD_TOKEN = 4
+TOKEN_OF = {word: FIRST_WORD_TOKEN + index for index, word in enumerate(WORDS)}
+
+Tokens = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Audio and targets. T frames."""
+
+    audio: Samples
+    """What the model hears, T × FRAME_SAMPLES."""
+    clean: Samples
+    """The speech in it alone, of the same length."""
+    text: Tokens
+    """The text token of each step, T."""
+    pauses: Tokens
+    """For each step and head, T × heads: 0 where nobody has spoken for its time, else 1."""
+    states: Tokens
+    """Which third of which word is spoken in each frame, T: see `spoken_states`."""
+
+
+def text_tokens(words: list[Word], frames: int, delay: int) -> Tokens:
+    """The text stream, `delay` frames after the audio.
+
+    An end of padding where a word begins, then the word, and another end of padding where the word
+    ends, unless the next one begins there.
+    """
+    tokens = np.full(frames + 64, TEXT_PADDING, np.int64)
+    steps = []
+    for word in words:
+        begin = round(word.start_s * FRAME_RATE_HZ) + delay - 1
+        begin = max(begin, steps[-1][0] + 2 if steps else 0)
+        end = round(word.end_s * FRAME_RATE_HZ) + delay - 1
+        steps.append((begin, max(end, begin + 2), TOKEN_OF[word.text]))
+    nexts = [*(begin for begin, _, _ in steps), len(tokens)][1:]
+    for (begin, end, token), following in zip(steps, nexts, strict=True):
+        if begin + 1 >= frames:
+            continue
+        tokens[begin], tokens[begin + 1] = TEXT_END_OF_PADDING, token
+        if end < following - 1 and end < frames:
+            tokens[end] = TEXT_END_OF_PADDING
+    return tokens[:frames]
+
+
+def pause_classes(words: list[Word], frames: int) -> Tokens:
+    """T × heads. A step knows the audio before its own frame."""
+    classes = np.zeros((frames, len(PAUSES_S)), np.int64)
+    for frame in range(frames):
+        now_s = frame / FRAME_RATE_HZ
+        last_s = max((min(word.end_s, now_s) for word in words if word.start_s < now_s), default=0)
+        classes[frame] = [0 if now_s - last_s >= pause_s else 1 for pause_s in PAUSES_S]
+    return classes
+
+
+# Nobody speaks; another word; the thirds of each word.
+STATES = 2 + 3 * len(WORDS)
+
+
+def spoken_states(words: list[Word], frames: int) -> Tokens:
+    """T. What the middle of each frame is part of."""
+    states = np.zeros(frames, np.int64)
+    for word in words:
+        first, last = round(word.start_s * FRAME_RATE_HZ), round(word.end_s * FRAME_RATE_HZ)
+        for frame in range(first, min(last, frames)):
+            third = min(2, 3 * (frame - first) // (last - first))
+            known = TOKEN_OF.get(word.text)
+            states[frame] = 1 if known is None else 2 + 3 * (known - FIRST_WORD_TOKEN) + third
+    return states
+
+
+class Mixer:
+    """Makes streams of a corpus."""
+
+    def __init__(self, folder: Path, delay: int, seed: int) -> None:
+        self._corpora = [Corpus(folder, name) for name in _SHARES]
+        self._shares = np.array(list(_SHARES.values()))
+        self._delay = delay
+        dice = np.random.default_rng([seed, 1])
+        self._noises = [
+            noise.normalised(noise.NOISES[i % len(noise.NOISES)](_LENGTH, dice))
+            for i in range(_NOISES)
+        ]
+        self._noises += [noise.normalised(self._babble(dice)) for _ in range(_NOISES // 5)]
+
+    def stream(self, dice: np.random.Generator) -> Stream:
+        """A stream of `FRAMES` frames."""
+        clean, words = self._speech(dice)
+        audio = self._recorded(clean, dice)
+        known = [word for word in words if word.text in TOKEN_OF]
+        return Stream(
+            audio,
+            clean,
+            text_tokens(known, FRAMES, self._delay),
+            pause_classes(words, FRAMES),
+            spoken_states(words, FRAMES),
+        )
+
+    def _speech(self, dice: np.random.Generator) -> tuple[Samples, list[Word]]:
+        mix, words = np.zeros(_LENGTH, np.float32), []
+        if dice.random() < 0.06:
+            return mix, words
+        at_s = dice.uniform(0, 0.8)
+        loudness_db = 0.0
+        while at_s < FRAMES / FRAME_RATE_HZ:
+            corpus = self._corpora[dice.choice(len(self._corpora), p=self._shares)]
+            utterance = corpus[int(dice.integers(len(corpus)))]
+            speed = dice.uniform(0.87, 1.15) if dice.random() < 0.5 else 1.0
+            samples = _faster(utterance.samples, speed)
+            first = int(at_s * SAMPLE_RATE_HZ)
+            part = mix[first : first + len(samples)]
+            part += samples[: len(part)] * 10 ** (loudness_db / 20)
+            words += [
+                Word(word.text, at_s + word.start_s / speed, at_s + word.end_s / speed)
+                for word in utterance.words
+            ]
+            loudness_db = dice.uniform(-8, 8)
+            at_s += len(samples) / SAMPLE_RATE_HZ + _gap_s(dice)
+        return mix, words
+
+    def _recorded(self, clean: Samples, dice: np.random.Generator) -> Samples:
+        """The speech through a room and a microphone, with noise."""
+        size = scipy.fft.next_fast_len(_LENGTH + SAMPLE_RATE_HZ // 2, real=True)
+        frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ)
+        spectrum = scipy.fft.rfft(clean, size)
+        if dice.random() < 0.5:
+            spectrum *= scipy.fft.rfft(noise.room(dice).astype(np.float32), size)
+        if noisy := dice.random() < 0.8:
+            index = int(dice.integers(len(self._noises)))
+            sound = np.roll(self._noises[index], int(dice.integers(_LENGTH)))
+            active = clean[np.abs(clean) > 0.01]
+            level = np.sqrt(np.mean(active**2)) if len(active) else 0.1
+            snr_db = dice.uniform(0, 35)
+            spectrum += scipy.fft.rfft(sound * np.float32(level * 10 ** (-snr_db / 20)), size)
+        if dice.random() < 0.7:
+            spectrum *= noise.microphone(frequencies, dice)
+        audio = scipy.fft.irfft(spectrum, size)[:_LENGTH]
+        peak = np.abs(audio).max() + 1e-9
+        level_db = dice.uniform(-32, 0) if dice.random() < 0.97 else dice.uniform(3, 12)
+        if len(clean.nonzero()[0]) or noisy:
+            audio *= 10 ** (level_db / 20) / peak
+        return np.clip(np.round(audio * 32_768), -32_768, 32_767).astype(np.float32) / 32_768
+
+    def _babble(self, dice: np.random.Generator) -> Samples:
+        """Several people at once, backwards, so that nobody says a word."""
+        return np.sum([self._speech(dice)[0][::-1] for _ in range(dice.integers(3, 7))], axis=0)
+
+
+def _gap_s(dice: np.random.Generator) -> float:
+    kind = dice.random()
+    if kind < 0.35:
+        return dice.uniform(0, 0.15)
+    if kind < 0.8:
+        return dice.exponential(0.5)
+    return dice.uniform(1, 3)
+
+
+def _faster(samples: Samples, speed: float) -> Samples:
+    """Played at another rate, pitch included."""
+    if speed == 1.0:
+        return samples
+    at = np.arange(0, len(samples) - 1, speed, dtype=np.float32)
+    return np.interp(at, np.arange(len(samples)), samples).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Streams, stacked."""
+
+    audio: Samples
+    clean: Samples
+    text: Tokens
+    pauses: Tokens
+    states: Tokens
+
+
+def batches(folder: Path, delay: int, size: int, seed: int, worker: int) -> Iterator[Batch]:
+    """Batches without end, the same ones for the same seed and worker."""
+    mixer, number = Mixer(folder, delay, seed), 0
+    while True:
+        streams = [
+            mixer.stream(np.random.default_rng([seed, worker, number * size + i]))
+            for i in range(size)
+        ]
+        number += 1
+        yield Batch(*(np.stack(parts) for parts in zip(*map(astuple, streams), strict=True)))
