@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.shape import FRAME_SAMPLES, Shape
+from training.shape import FRAME_SAMPLES, SAMPLE_RATE_HZ, Shape
 
 _COMMITMENT = 0.25
+# Speech then reaches the bent part of ELU; ELU makes its inputs smaller by the second.
+_FIRST_GAIN, _ELU_GAIN = 25.0, 1.25
 # Moving averages of the codebooks, as in Mimi.
 _DECAY = 0.99
 _LEAST_USAGE = 0.05
@@ -82,7 +84,46 @@ def encoder(codec: SimpleNamespace) -> nn.ModuleList:
         layers += [nn.ELU(), Conv(channels, 2 * channels, 2 * ratio, ratio)]
         channels *= 2
     layers += [nn.ELU(), Conv(channels, codec.dimension, codec.last_kernel_size)]
+    _begin_as_filter_bank([layer.conv.conv for layer in layers if isinstance(layer, Conv)])
     return nn.ModuleList(layers)
+
+
+@torch.no_grad()
+def _begin_as_filter_bank(convolutions: list[nn.Conv1d]) -> None:
+    """Starts the encoder as bands whose loudness is averaged.
+
+    Small random weights would leave everything in the straight part of ELU, which tells no loudness
+    from another: the encoder would need hours to leave it.
+    """
+    for conv in convolutions:
+        nn.init.zeros_(conv.bias)
+    first, *others = convolutions
+    outputs, _, kernel = first.weight.shape
+    window = torch.hann_window(kernel + 2, periodic=False)[1:-1]
+    mels = torch.linspace(mel(100.0), mel(7_000.0), outputs)
+    bands_hz = mel_to_hz(mels)[:, None]
+    angles = 2 * math.pi * bands_hz * torch.arange(kernel) / SAMPLE_RATE_HZ
+    bands = torch.cos(angles + 2 * math.pi * torch.rand(outputs, 1)) * window
+    # Speech has less in high bands.
+    gains = _FIRST_GAIN * (bands_hz / 500).clamp(min=1).sqrt()
+    first.weight.copy_((gains * bands / bands.norm(dim=1, keepdim=True))[:, None])
+    for conv in others:
+        outputs, inputs, kernel = conv.weight.shape
+        nn.init.normal_(conv.weight, std=_ELU_GAIN / math.sqrt(inputs * kernel))
+        if conv.stride[0] > 1:
+            window = torch.hann_window(kernel + 2, periodic=False)[1:-1]
+            mixtures = torch.randn(outputs, inputs, 1) * 1.5 / math.sqrt(inputs)
+            conv.weight[::2] = (mixtures * window / window.sum())[::2]
+
+
+def mel(hz: float) -> float:
+    """The mel scale of O'Shaughnessy."""
+    return 2595 * math.log10(1 + hz / 700)
+
+
+def mel_to_hz(mels: Tensor) -> Tensor:
+    """The other way round."""
+    return 700 * (10 ** (mels / 2595) - 1)
 
 
 class RmsNorm(nn.Module):

@@ -15,6 +15,7 @@ else:
 
 CONFIGURATION = Path(__file__).parents[1] / "python" / "moshi_ctl" / "configs" / "demo.toml"
 
+SAMPLE_RATE_HZ = 24_000
 FRAME_RATE_HZ = 12.5
 FRAME_SAMPLES = 1_920
 TEXT_PADDING, TEXT_END_OF_PADDING = 3, 0

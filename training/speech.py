@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-SAMPLE_RATE_HZ = 24_000
+from training.shape import SAMPLE_RATE_HZ
 
 Samples = npt.NDArray[np.float32]
 

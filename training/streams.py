@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import scipy.fft
 
 from training import noise
 from training.corpus import Corpus
@@ -18,6 +17,8 @@ from training.vocabulary import WORDS
 
 FRAMES = 125
 _LENGTH = FRAMES * FRAME_SAMPLES
+# Room for the longest echo; a product of small primes.
+_FFT_SIZE = _LENGTH + SAMPLE_RATE_HZ // 2
 _SHARES = {"espeak": 0.3, "hibari": 0.42, "joe": 0.28}
 _NOISES = 100
 # Tokens of a SentencePiece model: four special ones come first.
@@ -143,21 +144,20 @@ class Mixer:
 
     def _recorded(self, clean: Samples, dice: np.random.Generator) -> Samples:
         """The speech through a room and a microphone, with noise."""
-        size = scipy.fft.next_fast_len(_LENGTH + SAMPLE_RATE_HZ // 2, real=True)
-        frequencies = np.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ)
-        spectrum = scipy.fft.rfft(clean, size)
+        frequencies = np.fft.rfftfreq(_FFT_SIZE, 1 / SAMPLE_RATE_HZ)
+        spectrum = np.fft.rfft(clean, _FFT_SIZE)
         if dice.random() < 0.5:
-            spectrum *= scipy.fft.rfft(noise.room(dice).astype(np.float32), size)
+            spectrum *= np.fft.rfft(noise.room(dice).astype(np.float32), _FFT_SIZE)
         if noisy := dice.random() < 0.8:
             index = int(dice.integers(len(self._noises)))
             sound = np.roll(self._noises[index], int(dice.integers(_LENGTH)))
             active = clean[np.abs(clean) > 0.01]
             level = np.sqrt(np.mean(active**2)) if len(active) else 0.1
             snr_db = dice.uniform(0, 35)
-            spectrum += scipy.fft.rfft(sound * np.float32(level * 10 ** (-snr_db / 20)), size)
+            spectrum += np.fft.rfft(sound * np.float32(level * 10 ** (-snr_db / 20)), _FFT_SIZE)
         if dice.random() < 0.7:
             spectrum *= noise.microphone(frequencies, dice)
-        audio = scipy.fft.irfft(spectrum, size)[:_LENGTH]
+        audio = np.fft.irfft(spectrum, _FFT_SIZE)[:_LENGTH]
         peak = np.abs(audio).max() + 1e-9
         level_db = dice.uniform(-32, 0) if dice.random() < 0.97 else dice.uniform(3, 12)
         if len(clean.nonzero()[0]) or noisy:

@@ -25,9 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from training import shape as shapes
-from training.model import Codec, LanguageModel
-from training.shape import FRAME_SAMPLES, TEXT_PADDING, Shape
-from training.speech import SAMPLE_RATE_HZ
+from training.model import Codec, LanguageModel, mel, mel_to_hz
+from training.shape import FRAME_SAMPLES, SAMPLE_RATE_HZ, TEXT_PADDING, Shape
 from training.streams import STATES, Batch, batches
 
 _SEED = 7
@@ -36,7 +35,7 @@ _WARM_UP_STEPS = 100
 # Until then the quantizer passes its input through; codebooks then begin with real latents.
 _QUANTIZE_FROM = 250
 _MEL_BANDS, _MEL_HOP, _FFT = 40, 240, 1024
-_WEIGHTS = {"text": 1.0, "pauses": 0.3, "spectrum": 0.3, "states": 0.3, "commitment": 1.0}
+_WEIGHTS = {"text": 1.0, "pauses": 0.3, "spectrum": 0.6, "states": 0.5, "commitment": 1.0}
 # A token that the model said wrongly must not lead it astray.
 _TEXT_DROPOUT = 0.15
 
@@ -46,8 +45,7 @@ class LogMel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        points = torch.linspace(_mel(80.0), _mel(8_000.0), _MEL_BANDS + 2)
-        edges = 700 * (10 ** (points / 2595) - 1)
+        edges = mel_to_hz(torch.linspace(mel(80.0), mel(8_000.0), _MEL_BANDS + 2))
         bins = torch.linspace(0, SAMPLE_RATE_HZ / 2, _FFT // 2 + 1)
         low, mid, high = (edges[i : i + _MEL_BANDS, None] for i in range(3))
         filters = torch.minimum((bins - low) / (mid - low), (high - bins) / (high - mid))
@@ -64,12 +62,8 @@ class LogMel(nn.Module):
             .abs()
             .square()
         )
-        mel = torch.log10(self._filters @ power + 1e-3)
-        return mel.transpose(1, 2).reshape(len(audio), -1, FRAME_SAMPLES // _MEL_HOP * _MEL_BANDS)
-
-
-def _mel(hz: float) -> float:
-    return 2595 * math.log10(1 + hz / 700)
+        bands = torch.log10(self._filters @ power + 1e-3)
+        return bands.transpose(1, 2).reshape(len(audio), -1, FRAME_SAMPLES // _MEL_HOP * _MEL_BANDS)
 
 
 @dataclass
@@ -197,7 +191,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--rate", type=float, default=1.2e-3)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--resume", type=Path, help="begin with these weights")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,107 @@
+"""What the embedded model is taught: targets in the terms of the server, and how it is judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moshi_ctl.demo import model, vocabulary
+from moshi_ctl.protocol import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
+from training import shape, streams
+from training.evaluate import aligned
+from training.speech import Word
+from training.vocabulary import DIGITS, OTHER_WORDS, WORDS
+
+FRAMES = 60
+DELAY = 10
+FRAME_S = 1 / FRAME_RATE_HZ
+
+
+def said(tokens: np.ndarray, delay: int) -> list[tuple[str, float, float | None]]:
+    """Words, starts and ends as the server reads them off a text stream (`transcript.rs`)."""
+    words: list[tuple[str, float, float | None]] = []
+    marked_s, token_before = 0.0, shape.TEXT_PADDING
+    for step, token in enumerate(tokens, 1):
+        if token == shape.TEXT_END_OF_PADDING:
+            marked_s = (step - delay) * FRAME_S
+            if words and words[-1][2] is None:
+                words[-1] = (*words[-1][:2], marked_s)
+        elif token != shape.TEXT_PADDING:
+            assert token_before == shape.TEXT_END_OF_PADDING
+            words.append((WORDS[token - streams.FIRST_WORD_TOKEN], marked_s, None))
+        token_before = token
+    return words
+
+
+def test_a_server_reads_the_words_and_their_times_off_the_text_stream() -> None:
+    words = [Word("seven", 0.5, 0.93), Word("stop", 0.95, 1.3), Word("yes", 2.4, 2.81)]
+    heard = said(streams.text_tokens(words, FRAMES, DELAY), DELAY)
+    assert [text for text, _, _ in heard] == ["seven", "stop", "yes"]
+    for word, (_, start_s, end_s) in zip(words, heard, strict=True):
+        assert start_s == pytest.approx(word.start_s, abs=0.51 * FRAME_S)
+        assert end_s == pytest.approx(word.end_s, abs=1.01 * FRAME_S)
+
+
+def test_words_that_follow_each_other_fast_are_all_said_in_order() -> None:
+    words = [Word("go", 0.1 * i, 0.1 * i + 0.1) for i in range(1, 9)]
+    heard = said(streams.text_tokens(words, FRAMES, DELAY), DELAY)
+    assert [text for text, _, _ in heard] == ["go"] * 8
+
+
+def test_what_comes_too_late_for_the_stream_is_left_out_whole() -> None:
+    words = [Word("go", 0.5, 0.8), Word("stop", FRAMES * FRAME_S - 0.7, FRAMES * FRAME_S)]
+    tokens = streams.text_tokens(words, FRAMES, DELAY)
+    assert len(tokens) == FRAMES
+    assert [text for text, _, _ in said(tokens, DELAY)] == ["go"]
+
+
+def test_pauses_begin_when_their_time_has_passed() -> None:
+    classes = streams.pause_classes([Word("go", 0.4, 0.8)], FRAMES)
+    for head, pause_s in enumerate(shape.PAUSES_S):
+        frames = np.flatnonzero(classes[:, head] == 0)
+        after = frames[frames * FRAME_S >= 0.8]
+        assert after[0] * FRAME_S == pytest.approx(0.8 + pause_s, abs=1.01 * FRAME_S)
+        assert list(after) == list(range(after[0], FRAMES))
+        assert not any(0.4 < frame * FRAME_S <= 0.8 for frame in frames)
+
+
+def test_states_are_thirds_of_words() -> None:
+    states = streams.spoken_states([Word("two", 0.8, 1.28), Word("zebra", 2.0, 2.4)], FRAMES)
+    two = 2 + 3 * WORDS.index("two")
+    assert list(states[10:16]) == [two, two, two + 1, two + 1, two + 2, two + 2]
+    assert set(states[25:30]) == {1}
+    assert states.sum() == states[10:16].sum() + 5
+    assert states.max() < streams.STATES
+
+
+@pytest.mark.parametrize(
+    ("spoken", "heard", "errors", "pairs"),
+    [
+        ("one two three", "one two three", 0, [(0, 0), (1, 1), (2, 2)]),
+        ("one two three", "one three", 1, [(0, 0), (2, 1)]),
+        ("one two", "one four two", 1, [(0, 0), (1, 2)]),
+        ("one two", "five two", 1, [(1, 1)]),
+        ("", "one", 1, []),
+        ("one two", "", 2, []),
+    ],
+)
+def test_errors_are_counted(
+    spoken: str, heard: str, errors: int, pairs: list[tuple[int, int]]
+) -> None:
+    distance, same = aligned(spoken.split(), heard.split())
+    assert (distance, sorted(same)) == (errors, pairs)
+
+
+def test_the_shipped_model_knows_the_words_of_its_recipe() -> None:
+    assert sorted(WORDS) == vocabulary.read(model.tokenizer())
+    assert len(set(WORDS)) == len(WORDS)
+    assert len(WORDS) - len(DIGITS) >= 40
+    assert not set(WORDS) & set(OTHER_WORDS)
+
+
+def test_the_recipe_reads_its_shape_from_the_shipped_configuration() -> None:
+    loaded = shape.load()
+    assert loaded.lm.text_out_vocab_size == streams.FIRST_WORD_TOKEN + len(WORDS)
+    assert loaded.heads.num_heads == len(shape.PAUSES_S)
+    assert (shape.SAMPLE_RATE_HZ, shape.FRAME_RATE_HZ) == (SAMPLE_RATE_HZ, FRAME_RATE_HZ)
+    assert (shape.FRAME_SAMPLES, loaded.latents_per_frame) == (FRAME_SAMPLES, 2)
