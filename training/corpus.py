@@ -111,6 +111,19 @@ def make(folder: Path, part: Part) -> None:
     )
 
 
+def write_pronunciations(folder: Path) -> None:
+    """Writes `pronunciations.json`: each word's phonemes, a character each, without stress."""
+    from hibari import Hibari
+
+    voice = Hibari()
+    spelt = {word: "".join(voice.phonemize(word)) for word in (*WORDS, *OTHER_WORDS)}
+    spelt = {
+        word: "".join(c for c in text if c.isalpha() and c not in "ˈˌ")
+        for word, text in spelt.items()
+    }
+    (folder / "pronunciations.json").write_text(json.dumps(spelt, indent=1))
+
+
 class Corpus:
     """The utterances of one synthesizer, read from a folder when they are asked for."""
 
@@ -133,6 +146,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
+    write_pronunciations(folder)
     with ProcessPoolExecutor(2) as pool:
         for done in [pool.submit(make, folder, part) for part in PARTS]:
             done.result()

@@ -19,7 +19,6 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece
 from training import shape as shapes
 from training.streams import FIRST_WORD_TOKEN
 from training.train_codec import Transcriber
-from training.train_lm import finished
 from training.vocabulary import WORDS
 
 _SPECIAL_PIECES = ("<unk>", "<s>", "</s>", "<pad>")
@@ -51,8 +50,9 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     model = Transcriber(shapes.load())
     model.load_state_dict(torch.load(arguments.run / "codec.pt"))
+    model.codec.finish()
     states = {
-        "codec": finished(model.codec).state_dict(),
+        "codec": model.codec.state_dict(),
         "model": torch.load(arguments.run / "lm.pt"),
     }
     for name, state in states.items():

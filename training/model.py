@@ -17,8 +17,12 @@ from torch import Tensor, nn
 from training.shape import FRAME_SAMPLES, SAMPLE_RATE_HZ, Shape
 
 _COMMITMENT = 0.25
-# Speech then reaches the bent part of ELU; ELU makes its inputs smaller by the second.
-_FIRST_GAIN, _ELU_GAIN = 25.0, 1.25
+# ELU makes what is about as large as one smaller by this.
+_ELU_GAIN = 1.25
+# The filter bank: its bands, and how fast its two copies of a band saturate.
+_LOWEST_HZ, _HIGHEST_HZ, _BAND_GAIN = 60.0, 7_500.0, 300.0
+_LOUDNESS_FACTORS = (3.0, 0.3)
+_FILTER_BANK_LAYERS = 4
 # Moving averages of the codebooks, as in Mimi.
 _DECAY = 0.99
 _LEAST_USAGE = 0.05
@@ -84,36 +88,50 @@ def encoder(codec: SimpleNamespace) -> nn.ModuleList:
         layers += [nn.ELU(), Conv(channels, 2 * channels, 2 * ratio, ratio)]
         channels *= 2
     layers += [nn.ELU(), Conv(channels, codec.dimension, codec.last_kernel_size)]
-    _begin_as_filter_bank([layer.conv.conv for layer in layers if isinstance(layer, Conv)])
+    bands, loudness, *others = [layer.conv.conv for layer in layers if isinstance(layer, Conv)]
+    _set_filter_bank(bands, loudness)
+    for conv in others:
+        _begin(conv)
     return nn.ModuleList(layers)
 
 
 @torch.no_grad()
-def _begin_as_filter_bank(convolutions: list[nn.Conv1d]) -> None:
-    """Starts the encoder as bands whose loudness is averaged.
+def _set_filter_bank(bands: nn.Conv1d, loudness: nn.Conv1d) -> None:
+    """Makes the first two convolutions a filter bank, which is not trained.
 
-    Small random weights would leave everything in the straight part of ELU, which tells no loudness
-    from another: the encoder would need hours to leave it.
+    Bands spaced as we hear, of which ELU keeps one half of the wave; then each band's mean over
+    five milliseconds, twice with its sign changed: exp(-a x) - 1, which is what ELU makes of that,
+    saturates as loudness does, for a quiet range and for a loud one.
     """
-    for conv in convolutions:
-        nn.init.zeros_(conv.bias)
-    first, *others = convolutions
-    outputs, _, kernel = first.weight.shape
+    outputs, _, kernel = bands.weight.shape
     window = torch.hann_window(kernel + 2, periodic=False)[1:-1]
-    mels = torch.linspace(mel(100.0), mel(7_000.0), outputs)
-    bands_hz = mel_to_hz(mels)[:, None]
-    angles = 2 * math.pi * bands_hz * torch.arange(kernel) / SAMPLE_RATE_HZ
-    bands = torch.cos(angles + 2 * math.pi * torch.rand(outputs, 1)) * window
-    # Speech has less in high bands.
-    gains = _FIRST_GAIN * (bands_hz / 500).clamp(min=1).sqrt()
-    first.weight.copy_((gains * bands / bands.norm(dim=1, keepdim=True))[:, None])
-    for conv in others:
-        outputs, inputs, kernel = conv.weight.shape
-        nn.init.normal_(conv.weight, std=_ELU_GAIN / math.sqrt(inputs * kernel))
-        if conv.stride[0] > 1:
-            window = torch.hann_window(kernel + 2, periodic=False)[1:-1]
-            mixtures = torch.randn(outputs, inputs, 1) * 1.5 / math.sqrt(inputs)
-            conv.weight[::2] = (mixtures * window / window.sum())[::2]
+    bands_hz = mel_to_hz(torch.linspace(mel(_LOWEST_HZ), mel(_HIGHEST_HZ), outputs))[:, None]
+    waves = torch.cos(2 * math.pi * bands_hz / SAMPLE_RATE_HZ * (torch.arange(kernel) - kernel / 2))
+    waves = waves * window
+    waves = waves - window * waves.sum(1, keepdim=True) / window.sum()
+    # A sine of the band's own frequency comes through so much louder, far from where ELU is
+    # straight. Speech has less in high bands.
+    gains = _BAND_GAIN * 2 / window.sum() * (bands_hz / 500).clamp(min=1).sqrt()
+    bands.weight.copy_((gains * waves)[:, None])
+    bands.bias.zero_()
+    outputs, inputs, kernel = loudness.weight.shape
+    mean = torch.hann_window(kernel + 2, periodic=False)[1:-1]
+    mean = mean / mean.sum()
+    loudness.weight.zero_()
+    loudness.bias.zero_()
+    for band in range(inputs):
+        for copy, factor in enumerate(_LOUDNESS_FACTORS):
+            loudness.weight[len(_LOUDNESS_FACTORS) * band + copy, band] = -factor * mean
+    for parameter in (*bands.parameters(), *loudness.parameters()):
+        parameter.requires_grad_(False)
+
+
+@torch.no_grad()
+def _begin(conv: nn.Conv1d) -> None:
+    """Weights that keep the size of what comes through ELU."""
+    _, inputs, kernel = conv.weight.shape
+    nn.init.normal_(conv.weight, std=_ELU_GAIN / math.sqrt(inputs * kernel))
+    nn.init.zeros_(conv.bias)
 
 
 def mel(hz: float) -> float:
@@ -329,6 +347,9 @@ class Codec(nn.Module):
         layers: list[nn.Module] = [CodecLayer(codec) for _ in range(codec.num_layers)]
         self.encoder_transformer.transformer = Layers(layers, codec.context, self._per_frame)
         width = codec.dimension
+        trained = [layer.conv.conv for layer in self._trained_layers() if isinstance(layer, Conv)]
+        # Part of the convolutions before them as soon as these are finished.
+        self.norms = nn.ModuleList(nn.BatchNorm1d(conv.out_channels) for conv in trained)
         self.downsample = nn.Module()
         self.downsample.conv = Conv(
             width, width, 2 * self._per_frame, self._per_frame, bias=False, replicate=True
@@ -337,14 +358,42 @@ class Codec(nn.Module):
         self.quantizer.rvq_first = ResidualQuantizer(codec, 1)
         self.quantizer.rvq_rest = ResidualQuantizer(codec, shape.lm.audio_codebooks - 1)
 
-    def latents(self, audio: Tensor) -> Tensor:
-        """B × samples → B × T × D."""
+    def _trained_layers(self) -> nn.ModuleList:
+        return self.encoder.model[_FILTER_BANK_LAYERS:]
+
+    def filter_bank(self, audio: Tensor) -> Tensor:
+        """The first layers, which are not trained; B × samples → B × time × C."""
         if audio.shape[1] % FRAME_SAMPLES != 0:
             raise ValueError(f"{audio.shape[1]} samples are no whole number of frames")
         x = audio[..., None]
-        for layer in self.encoder.model:
+        for layer in self.encoder.model[:_FILTER_BANK_LAYERS]:
             x = layer(x)
+        return x
+
+    def latents(self, features: Tensor) -> Tensor:
+        """What the filter bank gives, B × time × C → B × T × D."""
+        x, norms = features, iter(self.norms)
+        for layer in self._trained_layers():
+            x = layer(x)
+            if isinstance(layer, Conv) and self.norms:
+                x = next(norms)(x.transpose(1, 2)).transpose(1, 2)
         return self.downsample.conv(self.encoder_transformer.transformer(x))
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Makes it what its file holds: norms in the weights, entries for sums, 16-bit numbers."""
+        convolutions = (layer for layer in self._trained_layers() if isinstance(layer, Conv))
+        for layer, norm in zip(convolutions, self.norms, strict=True):
+            conv, gain = layer.conv.conv, norm.weight / (norm.running_var + norm.eps).sqrt()
+            conv.weight *= gain[:, None, None]
+            conv.bias.copy_((conv.bias - norm.running_mean) * gain + norm.bias)
+        self.norms = nn.ModuleList()
+        for codebook in self.codebooks():
+            codebook.embedding_sum.copy_(codebook.entries)
+            codebook.cluster_usage.fill_(1.0)
+        for tensor in self.state_dict().values():
+            tensor.copy_(tensor.half())
+        self.eval()
 
     def quantize(self, latents: Tensor, *, levels: int) -> tuple[list[Tensor], Tensor, Tensor]:
         """Quantizes `latents`, B × T × D, with `levels` of the K codebooks.

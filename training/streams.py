@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ _LENGTH = FRAMES * FRAME_SAMPLES
 # Room for the longest echo; a product of small primes.
 _FFT_SIZE = _LENGTH + SAMPLE_RATE_HZ // 2
 _SHARES = {"espeak": 0.3, "hibari": 0.42, "joe": 0.28}
-_NOISES = 100
+_NOISES = 60
 # Tokens of a SentencePiece model: four special ones come first.
 FIRST_WORD_TOKEN = 4
 TOKEN_OF = {word: FIRST_WORD_TOKEN + index for index, word in enumerate(WORDS)}
@@ -35,13 +35,15 @@ class Stream:
     audio: Samples
     """What the model hears, T × FRAME_SAMPLES."""
     clean: Samples
-    """The speech in it alone, of the same length."""
+    """The speech in it alone, as loud and as long."""
     text: Tokens
     """The text token of each step, T."""
     pauses: Tokens
     """For each step and head, T × heads: 0 where nobody has spoken for its time, else 1."""
     states: Tokens
     """Which third of which word is spoken in each frame, T: see `spoken_states`."""
+    phonemes: Tokens
+    """What is spoken in each half of a frame, T × 2: 0 for nothing, else a phoneme."""
 
 
 def text_tokens(words: list[Word], frames: int, delay: int) -> Tokens:
@@ -93,11 +95,45 @@ def spoken_states(words: list[Word], frames: int) -> Tokens:
     return states
 
 
+class Pronunciations:
+    """Which phonemes words are made of, and so what is spoken when, roughly."""
+
+    # The most phonemes there may be, silence included.
+    CLASSES = 64
+    _VOWELS = frozenset("aeiouAIOWYæɑɒɔəɛɜɪʊʌᵊᵻ")  # noqa: RUF001 - the phonetic alphabet
+
+    def __init__(self, folder: Path) -> None:
+        words = json.loads((folder / "pronunciations.json").read_text())
+        alphabet = sorted(set("".join(words.values())))
+        if len(alphabet) >= self.CLASSES:
+            raise ValueError(f"{len(alphabet)} phonemes are more than {self.CLASSES - 1}")
+        self._words = {
+            word: (
+                np.array([1 + alphabet.index(c) for c in text]),
+                np.cumsum([0.0, *(1.6 if c in self._VOWELS else 1.0 for c in text)]),
+            )
+            for word, text in words.items()
+        }
+
+    def spoken(self, words: list[Word], frames: int) -> Tokens:
+        """T × 2. Vowels get more of their word's time than consonants."""
+        halves = np.zeros(2 * frames, np.int64)
+        middles_s = (np.arange(2 * frames) + 0.5) / (2 * FRAME_RATE_HZ)
+        for word in words:
+            phonemes, ends = self._words[word.text]
+            inside = np.flatnonzero((middles_s >= word.start_s) & (middles_s < word.end_s))
+            share = (middles_s[inside] - word.start_s) / (word.end_s - word.start_s)
+            place = np.searchsorted(ends, share * ends[-1], side="right") - 1
+            halves[inside] = phonemes[np.clip(place, 0, len(phonemes) - 1)]
+        return halves.reshape(frames, 2)
+
+
 class Mixer:
     """Makes streams of a corpus."""
 
     def __init__(self, folder: Path, delay: int, seed: int) -> None:
         self._corpora = [Corpus(folder, name) for name in _SHARES]
+        self._pronunciations = Pronunciations(folder)
         self._shares = np.array(list(_SHARES.values()))
         self._delay = delay
         dice = np.random.default_rng([seed, 1])
@@ -110,14 +146,15 @@ class Mixer:
     def stream(self, dice: np.random.Generator) -> Stream:
         """A stream of `FRAMES` frames."""
         clean, words = self._speech(dice)
-        audio = self._recorded(clean, dice)
+        audio, gain = self._recorded(clean, dice)
         known = [word for word in words if word.text in TOKEN_OF]
         return Stream(
             audio,
-            clean,
+            clean * np.float32(gain),
             text_tokens(known, FRAMES, self._delay),
             pause_classes(words, FRAMES),
             spoken_states(words, FRAMES),
+            self._pronunciations.spoken(words, FRAMES),
         )
 
     def _speech(self, dice: np.random.Generator) -> tuple[Samples, list[Word]]:
@@ -142,27 +179,27 @@ class Mixer:
             at_s += len(samples) / SAMPLE_RATE_HZ + _gap_s(dice)
         return mix, words
 
-    def _recorded(self, clean: Samples, dice: np.random.Generator) -> Samples:
-        """The speech through a room and a microphone, with noise."""
+    def _recorded(self, clean: Samples, dice: np.random.Generator) -> tuple[Samples, float]:
+        """The speech through a room and a microphone, with noise; how much it was amplified."""
         frequencies = np.fft.rfftfreq(_FFT_SIZE, 1 / SAMPLE_RATE_HZ)
         spectrum = np.fft.rfft(clean, _FFT_SIZE)
-        if dice.random() < 0.5:
+        if dice.random() < 0.35:
             spectrum *= np.fft.rfft(noise.room(dice).astype(np.float32), _FFT_SIZE)
-        if noisy := dice.random() < 0.8:
+        if noisy := dice.random() < 0.7:
             index = int(dice.integers(len(self._noises)))
             sound = np.roll(self._noises[index], int(dice.integers(_LENGTH)))
             active = clean[np.abs(clean) > 0.01]
             level = np.sqrt(np.mean(active**2)) if len(active) else 0.1
-            snr_db = dice.uniform(0, 35)
+            snr_db = dice.uniform(3, 40)
             spectrum += np.fft.rfft(sound * np.float32(level * 10 ** (-snr_db / 20)), _FFT_SIZE)
         if dice.random() < 0.7:
             spectrum *= noise.microphone(frequencies, dice)
         audio = np.fft.irfft(spectrum, _FFT_SIZE)[:_LENGTH]
         peak = np.abs(audio).max() + 1e-9
-        level_db = dice.uniform(-32, 0) if dice.random() < 0.97 else dice.uniform(3, 12)
-        if len(clean.nonzero()[0]) or noisy:
-            audio *= 10 ** (level_db / 20) / peak
-        return np.clip(np.round(audio * 32_768), -32_768, 32_767).astype(np.float32) / 32_768
+        level_db = dice.uniform(-24, 0) if dice.random() < 0.97 else dice.uniform(3, 12)
+        gain = 10 ** (level_db / 20) / peak if noisy or clean.any() else 1.0
+        audio = np.clip(np.round(audio * gain * 32_768), -32_768, 32_767)
+        return audio.astype(np.float32) / 32_768, gain
 
     def _babble(self, dice: np.random.Generator) -> Samples:
         """Several people at once, backwards, so that nobody says a word."""
@@ -184,26 +221,3 @@ def _faster(samples: Samples, speed: float) -> Samples:
         return samples
     at = np.arange(0, len(samples) - 1, speed, dtype=np.float32)
     return np.interp(at, np.arange(len(samples)), samples).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Streams, stacked."""
-
-    audio: Samples
-    clean: Samples
-    text: Tokens
-    pauses: Tokens
-    states: Tokens
-
-
-def batches(folder: Path, delay: int, size: int, seed: int, worker: int) -> Iterator[Batch]:
-    """Batches without end, the same ones for the same seed and worker."""
-    mixer, number = Mixer(folder, delay, seed), 0
-    while True:
-        streams = [
-            mixer.stream(np.random.default_rng([seed, worker, number * size + i]))
-            for i in range(size)
-        ]
-        number += 1
-        yield Batch(*(np.stack(parts) for parts in zip(*map(astuple, streams), strict=True)))

@@ -1,11 +1,11 @@
-"""First stage: the codec and a language model behind it, together.
+"""First stage: the codec, alone and then with a language model behind it.
 
-    python -m training.train_codec CORPUS OUT
+    python -m training.train_codec FEATURES OUT
 
-What the codebooks say has to be worth something to who transcribes, so the language model's loss
-teaches the encoder through the quantizer (straight-through gradients). Small heads beside it
-predict the spectrum of the speech without noise and room, which keeps the tokens about sound, and
-which part of which word is spoken, which teaches the encoder in every frame and not once a word.
+At first the encoder learns which phoneme and which part of which word is spoken, from small heads
+that teach it in every frame. Then the quantizer and the language model join: what the codebooks
+say has to be worth something to who transcribes, so the language model's loss reaches the encoder
+through the quantizer (straight-through gradients).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import math
 import random
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,48 +21,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from training import shape as shapes
-from training.model import Codec, LanguageModel, mel, mel_to_hz
-from training.shape import FRAME_SAMPLES, SAMPLE_RATE_HZ, TEXT_PADDING, Shape
-from training.streams import STATES, Batch, batches
+from training.features import Streams
+from training.model import Codec, LanguageModel
+from training.shape import TEXT_PADDING, Shape
+from training.streams import FIRST_WORD_TOKEN, STATES, Pronunciations
 
 _SEED = 7
 _BATCH = 8
 _WARM_UP_STEPS = 100
-# Until then the quantizer passes its input through; codebooks then begin with real latents.
-_QUANTIZE_FROM = 250
-_MEL_BANDS, _MEL_HOP, _FFT = 40, 240, 1024
-_WEIGHTS = {"text": 1.0, "pauses": 0.3, "spectrum": 0.6, "states": 0.5, "commitment": 1.0}
+_WEIGHTS = {"text": 1.0, "pauses": 0.3, "states": 0.5, "phonemes": 0.5, "commitment": 1.0}
 # A token that the model said wrongly must not lead it astray.
 _TEXT_DROPOUT = 0.15
-
-
-class LogMel(nn.Module):
-    """B × samples → B × T × (hops in a frame · bands)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        edges = mel_to_hz(torch.linspace(mel(80.0), mel(8_000.0), _MEL_BANDS + 2))
-        bins = torch.linspace(0, SAMPLE_RATE_HZ / 2, _FFT // 2 + 1)
-        low, mid, high = (edges[i : i + _MEL_BANDS, None] for i in range(3))
-        filters = torch.minimum((bins - low) / (mid - low), (high - bins) / (high - mid))
-        self.register_buffer("_filters", filters.clamp(min=0))
-        self.register_buffer("_window", torch.hann_window(_FFT))
-
-    @torch.no_grad()
-    def forward(self, audio: Tensor) -> Tensor:
-        padded = F.pad(audio, (_FFT - _MEL_HOP, 0))
-        power = (
-            torch.stft(
-                padded, _FFT, _MEL_HOP, window=self._window, center=False, return_complex=True
-            )
-            .abs()
-            .square()
-        )
-        bands = torch.log10(self._filters @ power + 1e-3)
-        return bands.transpose(1, 2).reshape(len(audio), -1, FRAME_SAMPLES // _MEL_HOP * _MEL_BANDS)
 
 
 @dataclass
@@ -72,8 +42,8 @@ class Losses:
 
     text: Tensor
     pauses: Tensor
-    spectrum: Tensor
     states: Tensor
+    phonemes: Tensor
     commitment: Tensor
 
     def total(self) -> Tensor:
@@ -92,9 +62,8 @@ class Transcriber(nn.Module):
         self.semantic = nn.Linear(dim, width, bias=False)
         self.acoustic = nn.Linear(dim, width, bias=False)
         self.no_audio = nn.Parameter(torch.zeros(width))
-        self.spectrum = _head(2 * dim, FRAME_SAMPLES // _MEL_HOP * _MEL_BANDS)
         self.states = _head(2 * dim, STATES)
-        self.log_mel = LogMel()
+        self.phonemes = _head(2 * dim, 2 * Pronunciations.CLASSES)
         self._shape = shape
 
     def embeddings(self, parts: list[Tensor]) -> Tensor:
@@ -103,25 +72,30 @@ class Transcriber(nn.Module):
         first = self.no_audio.expand(len(embedded), 1, -1)
         return torch.cat([first, embedded[:, :-1]], 1)
 
-    def losses(self, batch: dict[str, Tensor], *, levels: int) -> tuple[Losses, Tensor, Tensor]:
-        """Losses with `levels` codebooks, 0 for none; the text's logits; audio tokens."""
-        latents = self.codec.latents(batch["audio"])
-        if levels == 0:
-            parts, tokens = self.codec.project(latents), latents.new_zeros(0)
-            commitment = 1e-3 * sum(part.square().mean() for part in parts)
+    def losses(self, batch: dict[str, Tensor], *, levels: int | None) -> tuple[Losses, Tensor]:
+        """Losses with `levels` codebooks; none of them and no language model for None. Logits."""
+        latents = self.codec.latents(batch["features"])
+        if levels is None:
+            parts, commitment = self.codec.project(latents), latents.new_zeros(())
+            text_loss, pauses_loss = latents.new_zeros(()), latents.new_zeros(())
+            logits = latents.new_zeros(*batch["text"].shape, self._shape.lm.text_out_vocab_size)
         else:
-            parts, commitment, tokens = self.codec.quantize(latents, levels=levels)
-        text = before(batch["text"], self._shape, self.training)
-        logits, pauses = self.lm(self.embeddings(parts), text)
+            parts, commitment, _ = self.codec.quantize(latents, levels=levels)
+            text = before(batch["text"], self._shape, self.training)
+            logits, pauses = self.lm(self.embeddings(parts), text)
+            text_loss = F.cross_entropy(logits.flatten(0, 1), batch["text"].flatten())
+            pauses_loss = F.cross_entropy(pauses.flatten(0, 2), batch["pauses"].flatten())
         heard = torch.cat(parts, -1)
+        phonemes = self.phonemes(heard).unflatten(-1, (2, Pronunciations.CLASSES))
+        states = self.states(heard)
         losses = Losses(
-            text=F.cross_entropy(logits.flatten(0, 1), batch["text"].flatten()),
-            pauses=F.cross_entropy(pauses.flatten(0, 2), batch["pauses"].flatten()),
-            spectrum=F.l1_loss(self.spectrum(heard), self.log_mel(batch["clean"])),
-            states=F.cross_entropy(self.states(heard).flatten(0, 1), batch["states"].flatten()),
+            text=text_loss,
+            pauses=pauses_loss,
+            states=F.cross_entropy(states.flatten(0, 1), batch["states"].flatten()),
+            phonemes=F.cross_entropy(phonemes.flatten(0, 2), batch["phonemes"].flatten()),
             commitment=commitment,
         )
-        return losses, logits, tokens
+        return losses, states if levels is None else logits
 
 
 def _head(inputs: int, outputs: int) -> nn.Sequential:
@@ -137,25 +111,6 @@ def before(text: Tensor, shape: Shape, dropout: bool) -> Tensor:
     return torch.cat([start, previous], 1)
 
 
-class Streams(IterableDataset):
-    """Batches for a `DataLoader` that has them made by another process."""
-
-    def __init__(self, corpus: Path, delay: int, size: int, seed: int) -> None:
-        self._arguments = (corpus, delay, size, seed)
-
-    def __iter__(self) -> Iterator[Batch]:
-        torch.set_num_threads(1)
-        worker = torch.utils.data.get_worker_info()
-        return batches(*self._arguments, worker.id if worker else 0)
-
-
-def loader(corpus: Path, delay: int, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
-    """Batches as tensors, made beside the training."""
-    streams = DataLoader(Streams(corpus, delay, size, seed), None, num_workers=1, prefetch_factor=4)
-    for batch in streams:
-        yield {name: torch.as_tensor(value) for name, value in vars(batch).items()}
-
-
 def schedule(step: int, steps: int) -> float:
     """Share of the learning rate: a warm-up, then half a cosine down to a hundredth."""
     if step < _WARM_UP_STEPS:
@@ -164,10 +119,10 @@ def schedule(step: int, steps: int) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
 
 
-def word_accuracy(logits: Tensor, text: Tensor) -> float:
-    """Share of the words that are likeliest where they are due."""
-    due = text > TEXT_PADDING
-    return float((logits.argmax(-1) == text)[due].float().mean())
+def accuracy(logits: Tensor, classes: Tensor, least: int) -> float:
+    """Share of the places with at least class `least` where that class is the likeliest."""
+    due = classes >= least
+    return float((logits.argmax(-1) == classes)[due].float().mean())
 
 
 def optimiser(model: nn.Module, rate: float) -> torch.optim.AdamW:
@@ -185,49 +140,59 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def main() -> None:
-    """Trains and writes `codec.pt` every hundred steps and at the end."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--resume", type=Path, help="begin with these weights")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    seed_everything(_SEED)
-    shape = shapes.load()
-    model = Transcriber(shape)
-    if arguments.resume:
-        model.load_state_dict(torch.load(arguments.resume))
-    optimizer = optimiser(model, arguments.rate)
-    codebooks = shape.lm.audio_codebooks
-    started, averages = time.monotonic(), None
-    data = loader(arguments.corpus, shape.delay, _BATCH, _SEED + (1 if arguments.resume else 0))
-    for step, batch in zip(range(arguments.steps), data, strict=False):
+def train(
+    model: Transcriber, streams: Streams, steps: int, rate: float, levels: int | None
+) -> None:
+    """Some steps with up to `levels` codebooks, or with the encoder and the small heads alone."""
+    optimizer, averages, started = optimiser(model, rate), None, time.monotonic()
+    order = torch.randperm(len(streams))
+    for step in range(steps):
+        first = step * _BATCH % (len(streams) - _BATCH)
+        if first < _BATCH:
+            order = torch.randperm(len(streams))
+        batch = streams.batch(order[first : first + _BATCH])
         for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * schedule(step, arguments.steps)
-        quantized = step >= _QUANTIZE_FROM or arguments.resume
+            group["lr"] = rate * schedule(step, steps)
         # Few codebooks now and then, so that the first ones say what matters most.
-        levels = (
-            random.choice([codebooks, codebooks, random.randint(1, codebooks)]) if quantized else 0
+        used = (
+            None if levels is None else random.choice([levels, levels, random.randint(1, levels)])
         )
-        losses, logits, _ = model.losses(batch, levels=levels)
+        losses, logits = model.losses(batch, levels=used)
         optimizer.zero_grad()
         losses.total().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        numbers = np.array(
-            [v.item() for v in vars(losses).values()] + [word_accuracy(logits, batch["text"])]
-        )
+        what, least = ("states", 2) if levels is None else ("text", FIRST_WORD_TOKEN)
+        right = accuracy(logits, batch[what], least)
+        numbers = np.array([loss.item() for loss in vars(losses).values()] + [right])
         averages = numbers if averages is None else 0.95 * averages + 0.05 * numbers
-        if step % 20 == 0:
-            words = " ".join(
-                f"{n} {v:.3f}" for n, v in zip([*vars(losses), "words"], averages, strict=True)
-            )
-            print(f"{step} {time.monotonic() - started:.0f}s levels {levels} {words}", flush=True)
-        if step % 100 == 99 or step == arguments.steps - 1:
-            torch.save(model.state_dict(), arguments.out / "codec.pt")
+        if step % 50 == 0:
+            names = (*vars(losses), f"{what} right")
+            shown = " ".join(f"{n} {v:.3f}" for n, v in zip(names, averages, strict=True))
+            print(f"{step} {time.monotonic() - started:.0f}s {shown}", flush=True)
+
+
+def main() -> None:
+    """Trains and writes `encoder.pt`, then `codec.pt`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("features", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--encoder-steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--rate", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    seed_everything(_SEED)
+    shape = shapes.load()
+    model, streams = Transcriber(shape), Streams(arguments.features)
+    encoder = arguments.out / "encoder.pt"
+    if encoder.exists():
+        model.load_state_dict(torch.load(encoder))
+    else:
+        train(model, streams, arguments.encoder_steps, arguments.rate, None)
+        torch.save(model.state_dict(), encoder)
+    train(model, streams, arguments.steps, arguments.rate, shape.lm.audio_codebooks)
+    torch.save(model.state_dict(), arguments.out / "codec.pt")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Second stage: the language model on the tokens of the finished codec.
 
-    python -m training.train_lm CORPUS OUT
+    python -m training.train_lm FEATURES OUT
 
 The codec is rounded to the precision of its file and frozen; audio tokens get embeddings of their
 own, which begin as the products of codebook entries that the first stage learnt with. Streams are
@@ -19,35 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training import shape as shapes
+from training.features import Streams
 from training.model import Codec, LanguageModel
 from training.shape import Shape
+from training.streams import FIRST_WORD_TOKEN
 from training.train_codec import (
     Transcriber,
+    accuracy,
     before,
-    loader,
     optimiser,
     schedule,
     seed_everything,
-    word_accuracy,
 )
 
 _SEED = 11
 _BATCH = 32
-_ENCODING_BATCH = 8
 _PAUSES_WEIGHT = 0.3
 # Tokens of noisy audio change easily.
 _AUDIO_DROPOUT = 0.02
-
-
-@torch.no_grad()
-def finished(codec: Codec) -> Codec:
-    """The codec with its numbers rounded to 16 bits, as they are written; entries, not sums."""
-    for codebook in codec.codebooks():
-        codebook.embedding_sum.copy_(codebook.entries)
-        codebook.cluster_usage.fill_(1.0)
-    state = {name: value.half().float() for name, value in codec.state_dict().items()}
-    codec.load_state_dict(state)
-    return codec.eval()
 
 
 @torch.no_grad()
@@ -62,13 +51,12 @@ def with_embeddings(model: Transcriber, shape: Shape) -> LanguageModel:
 
 
 @torch.no_grad()
-def encode(codec: Codec, corpus: Path, shape: Shape, streams: int) -> dict[str, Tensor]:
-    """Audio tokens and targets of so many streams."""
+def encode(codec: Codec, streams: Streams, codebooks: int) -> dict[str, Tensor]:
+    """Audio tokens and targets of all streams."""
     parts: dict[str, list[Tensor]] = {"audio": [], "text": [], "pauses": []}
-    data = loader(corpus, shape.delay, _ENCODING_BATCH, _SEED)
-    for _, batch in zip(range(streams // _ENCODING_BATCH), data, strict=False):
-        latents = codec.latents(batch["audio"])
-        tokens = codec.quantize(latents, levels=shape.lm.audio_codebooks)[2]
+    for indices in torch.arange(len(streams)).split(_BATCH):
+        batch = streams.batch(indices)
+        tokens = codec.quantize(codec.latents(batch["features"]), levels=codebooks)[2]
         parts["audio"].append(tokens.short())
         parts["text"].append(batch["text"].short())
         parts["pauses"].append(batch["pauses"].to(torch.int8))
@@ -98,9 +86,8 @@ def losses(
 def main() -> None:
     """Reads `OUT/codec.pt`, trains and writes `OUT/lm.pt`."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpus", type=Path)
+    parser.add_argument("features", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--streams", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rate", type=float, default=6e-4)
     arguments = parser.parse_args()
@@ -108,10 +95,10 @@ def main() -> None:
     shape = shapes.load()
     model = Transcriber(shape)
     model.load_state_dict(torch.load(arguments.out / "codec.pt"))
-    codec = finished(model.codec)
+    model.codec.finish()
     lm = with_embeddings(model, shape).train()
     started = time.monotonic()
-    data = encode(codec, arguments.corpus, shape, arguments.streams)
+    data = encode(model.codec, Streams(arguments.features), shape.lm.audio_codebooks)
     print(f"encoded {len(data['text'])} streams in {time.monotonic() - started:.0f} s", flush=True)
     optimizer = optimiser(lm, arguments.rate)
     order, averages = torch.randperm(len(data["text"])), None
@@ -129,7 +116,9 @@ def main() -> None:
         (text + _PAUSES_WEIGHT * pauses).backward()
         nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
         optimizer.step()
-        numbers = np.array([text.item(), pauses.item(), word_accuracy(logits, batch["text"])])
+        numbers = np.array(
+            [text.item(), pauses.item(), accuracy(logits, batch["text"], FIRST_WORD_TOKEN)]
+        )
         averages = numbers if averages is None else 0.9 * averages + 0.1 * numbers
         if step % 20 == 0:
             seconds = time.monotonic() - started

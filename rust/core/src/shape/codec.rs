@@ -9,7 +9,7 @@ use crate::units::FRAME_SAMPLES;
 
 /// More than any codec has; a model of these sizes can still be counted in bytes.
 const MOST_FILTERS: usize = 1 << 10;
-const LONGEST_KERNEL: usize = 1 << 6;
+const LONGEST_KERNEL: usize = 1 << 8;
 const LARGEST_DILATION: usize = 1 << 3;
 const MOST_RESIDUAL_LAYERS: usize = 4;
 
