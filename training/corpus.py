@@ -70,7 +70,7 @@ class Part:
 # The slowest first, so that none is left alone at the end.
 PARTS = (
     Part("joe", _joe, 2600, training=True),
-    Part("hibari", _hibari, 7000, training=True),
+    Part("hibari", _hibari, 6000, training=True),
     Part("espeak", _espeak, 9000, training=True),
     Part("espeak_held_out", _espeak_held_out, 600, training=False),
     Part("flite", _flite, 600, training=False),

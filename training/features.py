@@ -40,11 +40,13 @@ def from_bytes(numbers: Tensor) -> Tensor:
 
 
 class Streams:
-    """Features and targets in a folder. N streams."""
+    """Features and targets in a folder. N streams, of which the first `easy` are easy."""
 
     def __init__(self, folder: Path) -> None:
-        size = json.loads((folder / "features.json").read_text())
-        self._features = np.memmap(folder / "features.u8", np.uint8, "r", shape=tuple(size))
+        description = json.loads((folder / "features.json").read_text())
+        size = tuple(description["size"])
+        self._features = np.memmap(folder / "features.u8", np.uint8, "r", shape=size)
+        self.easy: int = description["easy"]
         self._targets = {name: np.load(folder / f"{name}.npy") for name in TARGETS}
 
     def __len__(self) -> int:
@@ -71,12 +73,12 @@ def _prepare(corpus: Path) -> None:
 
 
 @torch.no_grad()
-def _make(folder: Path, size: tuple[int, ...], first: int) -> list[Stream]:
+def _make(folder: Path, size: tuple[int, ...], easy: int, first: int) -> list[Stream]:
     """Writes the features of a chunk of streams; returns the streams without their audio."""
     features = np.memmap(folder / "features.u8", np.uint8, "r+", shape=size)
     made = []
     for number in range(first, min(first + _CHUNK, size[0])):
-        stream = _mixer.stream(np.random.default_rng([_SEED, number]))
+        stream = _mixer.stream(np.random.default_rng([_SEED, number]), easy=number < easy)
         features[number] = to_bytes(_codec.filter_bank(torch.as_tensor(stream.audio)[None]))[0]
         nothing = np.zeros(0, np.float32)
         made.append(Stream(nothing, nothing, *(getattr(stream, name) for name in TARGETS)))
@@ -89,6 +91,7 @@ def main() -> None:
     parser.add_argument("corpus", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--streams", type=int, default=6000)
+    parser.add_argument("--easy", type=int, default=1500)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,13 +105,16 @@ def main() -> None:
         os.cpu_count(), initializer=_prepare, initargs=(arguments.corpus,)
     ) as pool:
         chunks = list(
-            pool.map(_make, *zip(*((folder, size, first) for first in firsts), strict=True))
+            pool.map(
+                _make,
+                *zip(*((folder, size, arguments.easy, first) for first in firsts), strict=True),
+            )
         )
     streams = [stream for chunk in chunks for stream in chunk]
     for name in TARGETS:
         targets = np.stack([getattr(stream, name) for stream in streams]).astype(np.int16)
         np.save(folder / f"{name}.npy", targets)
-    (folder / "features.json").write_text(json.dumps(size))
+    (folder / "features.json").write_text(json.dumps({"size": size, "easy": arguments.easy}))
 
 
 if __name__ == "__main__":

@@ -301,6 +301,7 @@ class ResidualQuantizer(nn.Module):
     def __init__(self, codec: SimpleNamespace, levels: int) -> None:
         super().__init__()
         self.input_proj = nn.Conv1d(codec.dimension, codec.quantizer_dim, 1, bias=False)
+        nn.init.normal_(self.input_proj.weight, std=1 / math.sqrt(codec.dimension))
         self.vq = nn.Module()
         self.vq.layers = nn.ModuleList()
         for _ in range(levels):
@@ -354,6 +355,7 @@ class Codec(nn.Module):
         self.downsample.conv = Conv(
             width, width, 2 * self._per_frame, self._per_frame, bias=False, replicate=True
         )
+        nn.init.normal_(self.downsample.conv.conv.conv.weight, std=1 / math.sqrt(4 * width))
         self.quantizer = nn.Module()
         self.quantizer.rvq_first = ResidualQuantizer(codec, 1)
         self.quantizer.rvq_rest = ResidualQuantizer(codec, shape.lm.audio_codebooks - 1)

@@ -19,7 +19,8 @@ from piper import PiperVoice
 
 from training.speech import Samples, Utterance, sentence, utterance
 
-_HIBARI_HOP = 300
+# Hibari predicts durations at half the rate of its spectra.
+_HIBARI_HOP = 2 * dsp.HOP
 _PIPER_HOP = 256
 
 
@@ -67,7 +68,7 @@ class Hibari:
         voiced = np.where(f0 > 40, np.maximum(melody * pitch, 55.0), 0.0)
         samples = dsp.synth(*spectra, voiced.astype(np.float32), dice)
         # One id stands before the first phoneme.
-        ends = np.cumsum(frames.reshape(-1)) * _HIBARI_HOP / dsp.SR
+        ends = _ends_s(frames, _HIBARI_HOP, dsp.SR, samples)
         return utterance(samples, dsp.SR, words, [float(ends[first]) for first in firsts])
 
 
@@ -100,9 +101,17 @@ class Joe:
         samples, frames = self._network.run(None, inputs)
         rate_hz = self._voice.config.sample_rate * throat
         # Ids: a beginning, then phonemes, with padding after each of them.
-        ends = np.cumsum(frames.reshape(-1)) * _PIPER_HOP / rate_hz
+        ends = _ends_s(frames, _PIPER_HOP, rate_hz, samples)
         starts = [float(ends[2 * first + 1]) for first in firsts]
         return utterance(samples.reshape(-1), rate_hz, words, starts)
+
+
+def _ends_s(frames: Samples, hop: int, rate_hz: float, samples: Samples) -> Samples:
+    """When each phoneme ends, from the frames of `hop` samples that it lasts."""
+    ends = np.cumsum(frames.reshape(-1)) * hop
+    if abs(ends[-1] - samples.size) > hop:
+        raise ValueError(f"phonemes last {ends[-1]:.0f} samples of {samples.size}")
+    return ends / rate_hz
 
 
 def _first_of_each(phonemes: Sequence[str], words: Sequence[str]) -> list[int] | None:

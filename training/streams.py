@@ -143,10 +143,10 @@ class Mixer:
         ]
         self._noises += [noise.normalised(self._babble(dice)) for _ in range(_NOISES // 5)]
 
-    def stream(self, dice: np.random.Generator) -> Stream:
-        """A stream of `FRAMES` frames."""
+    def stream(self, dice: np.random.Generator, *, easy: bool = False) -> Stream:
+        """A stream of `FRAMES` frames; an easy one has speech alone, without a room or noise."""
         clean, words = self._speech(dice)
-        audio, gain = self._recorded(clean, dice)
+        audio, gain = (clean, 1.0) if easy else self._recorded(clean, dice)
         known = [word for word in words if word.text in TOKEN_OF]
         return Stream(
             audio,

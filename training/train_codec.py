@@ -3,9 +3,9 @@
     python -m training.train_codec FEATURES OUT
 
 At first the encoder learns which phoneme and which part of which word is spoken, from small heads
-that teach it in every frame. Then the quantizer and the language model join: what the codebooks
-say has to be worth something to who transcribes, so the language model's loss reaches the encoder
-through the quantizer (straight-through gradients).
+that teach it in every frame, in easy streams before noisy ones. Then the quantizer and the language
+model join: what the codebooks say has to be worth something to who transcribes, so the language
+model's loss reaches the encoder through the quantizer (straight-through gradients).
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from training.shape import TEXT_PADDING, Shape
 from training.streams import FIRST_WORD_TOKEN, STATES, Pronunciations
 
 _SEED = 7
-_BATCH = 8
+_BATCH = 4
 _WARM_UP_STEPS = 100
 _WEIGHTS = {"text": 1.0, "pauses": 0.3, "states": 0.5, "phonemes": 0.5, "commitment": 1.0}
+# Silence is half of what there is, and what word begins nobody knows before it is spoken.
+_SILENCE_WEIGHT, _THIRD_WEIGHTS = 0.2, (0.3, 1.0, 2.0)
 # A token that the model said wrongly must not lead it astray.
 _TEXT_DROPOUT = 0.15
 
@@ -64,6 +66,11 @@ class Transcriber(nn.Module):
         self.no_audio = nn.Parameter(torch.zeros(width))
         self.states = _head(2 * dim, STATES)
         self.phonemes = _head(2 * dim, 2 * Pronunciations.CLASSES)
+        states, phonemes = torch.ones(STATES), torch.ones(Pronunciations.CLASSES)
+        states[0] = phonemes[0] = _SILENCE_WEIGHT
+        states[2:] = torch.tensor(_THIRD_WEIGHTS).repeat(len(states[2:]) // 3)
+        self.register_buffer("_state_weights", states, persistent=False)
+        self.register_buffer("_phoneme_weights", phonemes, persistent=False)
         self._shape = shape
 
     def embeddings(self, parts: list[Tensor]) -> Tensor:
@@ -91,8 +98,12 @@ class Transcriber(nn.Module):
         losses = Losses(
             text=text_loss,
             pauses=pauses_loss,
-            states=F.cross_entropy(states.flatten(0, 1), batch["states"].flatten()),
-            phonemes=F.cross_entropy(phonemes.flatten(0, 2), batch["phonemes"].flatten()),
+            states=F.cross_entropy(
+                states.flatten(0, 1), batch["states"].flatten(), self._state_weights
+            ),
+            phonemes=F.cross_entropy(
+                phonemes.flatten(0, 2), batch["phonemes"].flatten(), self._phoneme_weights
+            ),
             commitment=commitment,
         )
         return losses, states if levels is None else logits
@@ -140,59 +151,74 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def train(
-    model: Transcriber, streams: Streams, steps: int, rate: float, levels: int | None
-) -> None:
-    """Some steps with up to `levels` codebooks, or with the encoder and the small heads alone."""
-    optimizer, averages, started = optimiser(model, rate), None, time.monotonic()
-    order = torch.randperm(len(streams))
-    for step in range(steps):
-        first = step * _BATCH % (len(streams) - _BATCH)
-        if first < _BATCH:
-            order = torch.randperm(len(streams))
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training, which leaves a file of its own."""
+
+    name: str
+    steps: int
+    rate: float
+    easy: bool
+    """Whether it hears easy streams only."""
+    codebooks: bool
+    """Whether the quantizer and the language model take part."""
+
+
+# What two cores do in an hour and a half.
+STAGES = (
+    Stage("easy", 2500, 1.5e-3, easy=True, codebooks=False),
+    Stage("encoder", 6000, 1e-3, easy=False, codebooks=False),
+    Stage("codec", 5000, 1e-3, easy=False, codebooks=True),
+)
+
+
+def train(model: Transcriber, streams: Streams, stage: Stage, codebooks: int) -> None:
+    """Trains one stage."""
+    optimizer, averages, started = optimiser(model, stage.rate), None, time.monotonic()
+    count = streams.easy if stage.easy else len(streams)
+    what, least = ("text", FIRST_WORD_TOKEN) if stage.codebooks else ("states", 2)
+    for step in range(stage.steps):
+        first = step * _BATCH % (count // _BATCH * _BATCH)
+        if first == 0:
+            order = torch.randperm(count)
         batch = streams.batch(order[first : first + _BATCH])
         for group in optimizer.param_groups:
-            group["lr"] = rate * schedule(step, steps)
-        # Few codebooks now and then, so that the first ones say what matters most.
-        used = (
-            None if levels is None else random.choice([levels, levels, random.randint(1, levels)])
-        )
-        losses, logits = model.losses(batch, levels=used)
+            group["lr"] = stage.rate * schedule(step, stage.steps)
+        levels = None
+        if stage.codebooks:
+            # Few codebooks now and then, so that the first ones say what matters most.
+            levels = random.choice([codebooks, codebooks, random.randint(1, codebooks)])
+        losses, logits = model.losses(batch, levels=levels)
         optimizer.zero_grad()
         losses.total().backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        what, least = ("states", 2) if levels is None else ("text", FIRST_WORD_TOKEN)
         right = accuracy(logits, batch[what], least)
         numbers = np.array([loss.item() for loss in vars(losses).values()] + [right])
         averages = numbers if averages is None else 0.95 * averages + 0.05 * numbers
         if step % 50 == 0:
             names = (*vars(losses), f"{what} right")
             shown = " ".join(f"{n} {v:.3f}" for n, v in zip(names, averages, strict=True))
-            print(f"{step} {time.monotonic() - started:.0f}s {shown}", flush=True)
+            print(f"{stage.name} {step} {time.monotonic() - started:.0f}s {shown}", flush=True)
 
 
 def main() -> None:
-    """Trains and writes `encoder.pt`, then `codec.pt`."""
+    """Trains all stages; one whose file is there is not trained again."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("features", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--encoder-steps", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rate", type=float, default=1e-3)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    seed_everything(_SEED)
     shape = shapes.load()
+    seed_everything(_SEED)
     model, streams = Transcriber(shape), Streams(arguments.features)
-    encoder = arguments.out / "encoder.pt"
-    if encoder.exists():
-        model.load_state_dict(torch.load(encoder))
-    else:
-        train(model, streams, arguments.encoder_steps, arguments.rate, None)
-        torch.save(model.state_dict(), encoder)
-    train(model, streams, arguments.steps, arguments.rate, shape.lm.audio_codebooks)
-    torch.save(model.state_dict(), arguments.out / "codec.pt")
+    for number, stage in enumerate(STAGES):
+        seed_everything(_SEED + number)
+        file = arguments.out / f"{stage.name}.pt"
+        if not file.exists():
+            train(model, streams, stage, shape.lm.audio_codebooks)
+            torch.save(model.state_dict(), file)
+        model.load_state_dict(torch.load(file))
 
 
 if __name__ == "__main__":
