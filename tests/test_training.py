@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moshi_ctl.demo import model, vocabulary
+from moshi_ctl import env
+from moshi_ctl.demo import vocabulary
 from moshi_ctl.protocol import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 from training import shape, streams
 from training.evaluate import aligned
@@ -93,7 +94,7 @@ def test_errors_are_counted(
 
 
 def test_the_shipped_model_knows_the_words_of_its_recipe() -> None:
-    assert sorted(WORDS) == vocabulary.read(model.tokenizer())
+    assert sorted(WORDS) == vocabulary.read(env.embedded_folder() / "tokenizer.model")
     assert len(set(WORDS)) == len(WORDS)
     assert len(WORDS) - len(DIGITS) >= 40
     assert not set(WORDS) & set(OTHER_WORDS)

@@ -185,12 +185,12 @@ def only_others(corpus: Corpus) -> list[Utterance]:
     ]
 
 
-async def report(folder: Path) -> list[str]:
-    """The lines of a Markdown report."""
+async def report(folder: Path, most: int | None) -> list[str]:
+    """The lines of a Markdown report over at most so many utterances of each synthesizer."""
     flite, espeak = Corpus(folder, "flite"), Corpus(folder, "espeak_held_out")
     known = {
-        "flite, not in training": only_known(flite),
-        "espeak-ng, other voices": only_known(espeak),
+        "flite, not in training": only_known(flite)[:most],
+        "espeak-ng, other voices": only_known(espeak)[:most],
     }
     lines = [
         "| speech | condition | words | WER | start off by | end off by | pause seen | early |",
@@ -258,8 +258,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--most", type=int, help="utterances of each synthesizer, for a quick look")
     arguments = parser.parse_args()
-    lines = asyncio.run(report(arguments.corpus))
+    lines = asyncio.run(report(arguments.corpus, arguments.most))
     if arguments.markdown:
         arguments.markdown.write_text("\n".join(lines) + "\n")
 
