@@ -3,9 +3,9 @@
     python -m training.compare EXPORT
 
 Needs moshi-ctl beside PyTorch. Both hear the bundled recording, the server in f32 and without the
-silence that clients send first, and the pause heads have to agree. They depend on everything
-before them: audio tokens, the text that was chosen, the context. Sums in another order choose another
-token now and then, so a few steps may be off.
+silence that clients send first, and the pause heads have to agree. They depend on everything before
+them: audio tokens, the text that was chosen, the context. Sums in another order choose another token
+now and then, so a few steps may be off.
 """
 
 from __future__ import annotations
@@ -91,9 +91,8 @@ def main() -> None:
     steps = min(len(ours), len(theirs))
     differences = np.abs(ours[:steps] - theirs[:steps]).max(axis=1)
     off = float((differences > _TOLERANCE).mean())
-    print(
-        f"{steps} steps: off by {np.median(differences):.1e} (median), {off:.1%} by over {_TOLERANCE}"
-    )
+    median = np.median(differences)
+    print(f"{steps} steps: off by {median:.1e} (median), {off:.1%} by over {_TOLERANCE}")
     if steps < len(ours) or off > _STEPS_OFF:
         sys.exit(1)
 
