@@ -37,7 +37,7 @@ def words(text: str) -> list[str]:
 
 def recording() -> Samples:
     """The bundled recording."""
-    return np.concatenate(list(audio.blocks(env.embedded_folder() / "recording.wav")))
+    return np.concatenate(list(audio.blocks(env.embedded_folder() / "recording.flac")))
 
 
 def temporary(folder: Path) -> dict[str, str]:
@@ -81,9 +81,9 @@ def refused(ended: subprocess.CompletedProcess[str], *said: str, code: int = FAI
 def test_the_recording_plays_to_its_end_as_it_was_spoken(tmp_path: Path) -> None:
     begin_s = time.monotonic()
     shown = succeeded(demo(tmp_path))
-    duration_s = audio.probe(env.embedded_folder() / "recording.wav").duration_s
+    duration_s = audio.probe(env.embedded_folder() / "recording.flac").duration_s
     assert time.monotonic() - begin_s > duration_s
-    assert f"recording.wav, {duration_s:.1f} s, as it was spoken" in shown
+    assert f"recording.flac, {duration_s:.1f} s, as it was spoken" in shown
     assert words(shown)
 
 
@@ -133,7 +133,7 @@ def embedded_copy(folder: Path, without: str = "") -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "codec.safetensors", "tokenizer.model", "recording.wav"]
+    "name", ["model.gguf", "codec.safetensors", "tokenizer.model", "recording.flac"]
 )
 def test_a_file_that_the_installation_lacks(name: str, tmp_path: Path) -> None:
     ended = demo(tmp_path, env=embedded_copy(tmp_path, without=name))

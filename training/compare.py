@@ -4,7 +4,7 @@
 
 Needs moshi-ctl beside PyTorch. Both hear the bundled recording, the server in f32 and without the
 silence that clients send first, and the pause heads have to agree. They depend on everything before
-them: audio tokens, the text that was chosen, the context. Sums in another order choose another token
+them: audio tokens, the text that was chosen, the context. Sums in another order choose another one
 now and then, so a few steps may be off.
 """
 

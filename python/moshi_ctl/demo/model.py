@@ -11,7 +11,7 @@ from moshi_ctl.errors import ModelFileError
 CONFIG: Final = "demo"
 """The shipped configuration that serves it."""
 
-_RECORDING: Final = "recording.wav"
+_RECORDING: Final = "recording.flac"
 _TOKENIZER_KEY: Final = "text_tokenizer_file"
 
 
