@@ -26,28 +26,20 @@ _GAP_S = 0.6
 # Voice and words of each phrase.
 RECORDINGS = {
     "recording": (
-        ("slt", "hello"),
-        ("slt", "please play music"),
-        ("rms", "louder"),
-        ("slt", "turn on kitchen light"),
-        ("rms", "set timer seven minute"),
-        ("slt", "call three one four two"),
-        ("rms", "stop music"),
-        ("slt", "thanks goodbye"),
+        ("rms", "hello"),
+        ("slt", "set timer seven minute"),
+        ("slt", "camera on"),
+        ("slt", "television off"),
+        ("slt", "turn left"),
+        ("slt", "close window"),
+        ("slt", "one two three"),
+        ("slt", "stop music"),
+        ("rms", "yes please"),
     ),
     "digits": (
-        ("rms", "zero one two three four"),
+        ("slt", "zero one two three four"),
         ("slt", "five six seven eight nine"),
-        ("rms", "nine two seven one"),
-    ),
-    "commands": (
-        ("slt", "open garage door"),
-        ("rms", "close window"),
-        ("slt", "send message"),
-        ("rms", "turn left"),
-        ("slt", "cancel alarm"),
-        ("rms", "volume up"),
-        ("slt", "yes please"),
+        ("slt", "nine two seven one"),
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Recordings of words that the embedded model knows, with what is said when."""
+"""Recordings of words that the embedded model gets right, with what is said when."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from moshi_ctl import audio, env
+from moshi_ctl import audio
 from moshi_ctl.protocol import Samples
 
 ASSETS = Path(__file__).parents[2] / "assets"
-NAMES = ("recording", "digits", "commands")
+NAMES = ("digits",)
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,10 @@ class Spoken:
 
 @cache
 def spoken(name: str) -> Spoken:
-    """One of `NAMES`; `recording` is the one that the package brings."""
-    folder = env.embedded_folder() if name == "recording" else ASSETS
+    """One of `NAMES`."""
     words = json.loads((ASSETS / f"{name}.json").read_text())
     return Spoken(
-        folder / f"{name}.flac",
+        ASSETS / f"{name}.flac",
         tuple(word["text"] for word in words),
         tuple(word["start_s"] for word in words),
         tuple(word["end_s"] for word in words),
