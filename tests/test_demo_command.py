@@ -141,12 +141,12 @@ def test_a_file_that_the_installation_lacks(name: str, tmp_path: Path) -> None:
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
-    variables = embedded_copy(tmp_path, without="model.safetensors")
-    (tmp_path / "embedded" / "model.safetensors").write_text("no model")
+    variables = embedded_copy(tmp_path, without="model.gguf")
+    (tmp_path / "embedded" / "model.gguf").write_text("no model")
     ended = demo(tmp_path, env=variables)
     assert ended.returncode == FAILURE
     assert LISTENS not in ended.stdout
-    assert f"{tmp_path}/embedded/model.safetensors" in ended.stderr
+    assert f"{tmp_path}/embedded/model.gguf" in ended.stderr
     assert "error: the demo's server ended with exit code 1 instead of listening" in ended.stderr
 
 
