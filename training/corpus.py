@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.shape import SAMPLE_RATE_HZ
 from training.speech import Samples, Synthesizer, Utterance, Word
 from training.vocabulary import DIGITS, OTHER_WORDS, WORDS
 
@@ -95,7 +96,6 @@ def make(folder: Path, part: Part) -> None:
     synthesizer = part.synthesizer()
     pieces, index, offset = [], [], 0
     for number in range(part.utterances):
-        # Evaluation is about the vocabulary; other words have a test of their own there.
         dice = np.random.default_rng([_SEED, PARTS.index(part), number])
         spoken = synthesizer.speak(words_to_say(dice), dice)
         if spoken is None:
@@ -106,9 +106,8 @@ def make(folder: Path, part: Part) -> None:
         offset += len(piece)
     np.save(folder / f"{part.name}.npy", np.concatenate(pieces))
     (folder / f"{part.name}.json").write_text(json.dumps(index))
-    print(
-        f"{part.name}: {len(index)} utterances of {part.utterances}, {offset / 24_000 / 60:.0f} min"
-    )
+    minutes = offset / SAMPLE_RATE_HZ / 60
+    print(f"{part.name}: {len(index)} utterances of {part.utterances}, {minutes:.0f} min")
 
 
 def write_pronunciations(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from training.speech import Utterance, sentence, utterance
+from training.vocabulary import words_of
 
 _SYNCHRONOUS = 2
 _CHARS_UTF8 = 1
@@ -34,23 +35,18 @@ _Callback = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
 )
 
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-_ACCENTS = _words("""
+_ACCENTS = words_of("""
     en-us en en-gb-scotland en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd en-029 en-us-nyc
 """)
 
 # Voices that sound like people, and of klatt's synthesis a few.
-TRAINING_VARIANTS = _words("""
+TRAINING_VARIANTS = words_of("""
     m1 m2 m3 m4 m6 m7 f1 f2 f3 f5 Alex Alicia Andrea Andy Denis Diogo Gene Henrique Hugo Jacky Lee
     Marco Mario Michael Nguyen adam anika announcer aunty belinda benjamin boris caleb david ed
     edward grandma grandpa iven iven3 john klatt klatt2 klatt4 linda marcelo max miguel norbert
     pablo paul pedro quincy rob sandro steph travis victor zac
 """)
-HELD_OUT_VARIANTS = _words("""
+HELD_OUT_VARIANTS = words_of("""
     m5 m8 f4 Annie Gene2 Mike antonio edward2 gustave iven2 klatt3 michel robert shelby steph2
 """)
 

@@ -18,7 +18,7 @@ import numpy as np
 from moshi_ctl import EndWord, Step, Word, listen
 from moshi_ctl.demo.server import Server, serving
 from moshi_ctl.protocol import FRAME_RATE_HZ
-from training import noise
+from training import noise, streams
 from training.corpus import Corpus
 from training.speech import SAMPLE_RATE_HZ, Samples, Utterance
 from training.speech import Word as SpokenWord
@@ -159,10 +159,8 @@ def faster(speed: float) -> Callable[[Utterance], Utterance]:
     """Played at another rate, pitch included."""
 
     def changed(utterance: Utterance) -> Utterance:
-        at = np.arange(0, len(utterance.samples) - 1, speed)
-        samples = np.interp(at, np.arange(len(utterance.samples)), utterance.samples)
         words = [SpokenWord(w.text, w.start_s / speed, w.end_s / speed) for w in utterance.words]
-        return Utterance(samples.astype(np.float32), tuple(words))
+        return Utterance(streams.faster(utterance.samples, speed), tuple(words))
 
     return changed
 

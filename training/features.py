@@ -81,7 +81,7 @@ def _make(folder: Path, size: tuple[int, ...], easy: int, first: int) -> list[St
         stream = _mixer.stream(np.random.default_rng([_SEED, number]), easy=number < easy)
         features[number] = to_bytes(_codec.filter_bank(torch.as_tensor(stream.audio)[None]))[0]
         nothing = np.zeros(0, np.float32)
-        made.append(Stream(nothing, nothing, *(getattr(stream, name) for name in TARGETS)))
+        made.append(Stream(nothing, *(getattr(stream, name) for name in TARGETS)))
     return made
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+import tomlkit
 
 CONFIGURATION = Path(__file__).parents[1] / "python" / "moshi_ctl" / "configs" / "demo.toml"
 
@@ -45,7 +41,7 @@ class Shape:
 
 def load(file: Path = CONFIGURATION) -> Shape:
     """Reads the `asr` module of a configuration."""
-    module: dict[str, Any] = tomllib.loads(file.read_text())["modules"]["asr"]
+    module: dict[str, Any] = tomlkit.parse(file.read_text()).unwrap()["modules"]["asr"]
     model = module["model"]
     return Shape(
         delay=module["asr_delay_in_tokens"],

@@ -34,8 +34,6 @@ class Stream:
 
     audio: Samples
     """What the model hears, T × FRAME_SAMPLES."""
-    clean: Samples
-    """The speech in it alone, as loud and as long."""
     text: Tokens
     """The text token of each step, T."""
     pauses: Tokens
@@ -146,11 +144,10 @@ class Mixer:
     def stream(self, dice: np.random.Generator, *, easy: bool = False) -> Stream:
         """A stream of `FRAMES` frames; an easy one has speech alone, without a room or noise."""
         clean, words = self._speech(dice)
-        audio, gain = (clean, 1.0) if easy else self._recorded(clean, dice)
+        audio = clean if easy else self._recorded(clean, dice)
         known = [word for word in words if word.text in TOKEN_OF]
         return Stream(
             audio,
-            clean * np.float32(gain),
             text_tokens(known, FRAMES, self._delay),
             pause_classes(words, FRAMES),
             spoken_states(words, FRAMES),
@@ -167,7 +164,7 @@ class Mixer:
             corpus = self._corpora[dice.choice(len(self._corpora), p=self._shares)]
             utterance = corpus[int(dice.integers(len(corpus)))]
             speed = dice.uniform(0.87, 1.15) if dice.random() < 0.5 else 1.0
-            samples = _faster(utterance.samples, speed)
+            samples = faster(utterance.samples, speed)
             first = int(at_s * SAMPLE_RATE_HZ)
             part = mix[first : first + len(samples)]
             part += samples[: len(part)] * 10 ** (loudness_db / 20)
@@ -179,8 +176,8 @@ class Mixer:
             at_s += len(samples) / SAMPLE_RATE_HZ + _gap_s(dice)
         return mix, words
 
-    def _recorded(self, clean: Samples, dice: np.random.Generator) -> tuple[Samples, float]:
-        """The speech through a room and a microphone, with noise; how much it was amplified."""
+    def _recorded(self, clean: Samples, dice: np.random.Generator) -> Samples:
+        """The speech through a room and a microphone, with noise."""
         frequencies = np.fft.rfftfreq(_FFT_SIZE, 1 / SAMPLE_RATE_HZ)
         spectrum = np.fft.rfft(clean, _FFT_SIZE)
         if dice.random() < 0.35:
@@ -199,7 +196,7 @@ class Mixer:
         level_db = dice.uniform(-24, 0) if dice.random() < 0.97 else dice.uniform(3, 12)
         gain = 10 ** (level_db / 20) / peak if noisy or clean.any() else 1.0
         audio = np.clip(np.round(audio * gain * 32_768), -32_768, 32_767)
-        return audio.astype(np.float32) / 32_768, gain
+        return audio.astype(np.float32) / 32_768
 
     def _babble(self, dice: np.random.Generator) -> Samples:
         """Several people at once, backwards, so that nobody says a word."""
@@ -215,7 +212,7 @@ def _gap_s(dice: np.random.Generator) -> float:
     return dice.uniform(1, 3)
 
 
-def _faster(samples: Samples, speed: float) -> Samples:
+def faster(samples: Samples, speed: float) -> Samples:
     """Played at another rate, pitch included."""
     if speed == 1.0:
         return samples

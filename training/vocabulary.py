@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text that is easier to read than a list."""
     return tuple(text.split())
 
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
-COMMANDS = _words("""
+COMMANDS = words_of("""
     yes no stop go start
     up down left right on off
     open close play pause next back
@@ -30,7 +31,7 @@ WORDS = (*DIGITS, *COMMANDS)
 
 # Everyday words that are neither in the vocabulary nor sound like one of its words: speech that is
 # heard and not transcribed.
-OTHER_WORDS = _words(
+OTHER_WORDS = words_of(
     """
     about above across afraid again agree almost animal another apple arrive autumn banana basket
     because become before behind believe beneath between bicycle birthday blanket borrow bottle
