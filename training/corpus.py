@@ -58,6 +58,12 @@ def _flite() -> Synthesizer:
     return Flite()
 
 
+def _pico() -> Synthesizer:
+    from training.pico import Pico
+
+    return Pico()
+
+
 @dataclass(frozen=True)
 class Part:
     """The utterances of one synthesizer."""
@@ -75,6 +81,7 @@ PARTS = (
     Part("espeak", _espeak, 9000, training=True),
     Part("espeak_held_out", _espeak_held_out, 600, training=False),
     Part("flite", _flite, 600, training=False),
+    Part("pico", _pico, 4000, training=True),
 )
 
 

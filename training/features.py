@@ -19,11 +19,14 @@ import torch
 from torch import Tensor
 
 from training import shape as shapes
-from training.model import Codec
+from training.model import LOUDNESS_FACTORS, Codec
 from training.streams import FRAMES, Mixer, Stream
 
 _SEED = 3
 _CHUNK = 60
+# How far `elsewhere` moves bands, and how much louder or quieter the lowest and the highest become.
+_MOST_BANDS = 1
+_MOST_TILT_DB = 6.0
 TARGETS = ("text", "pauses", "states", "phonemes")
 # The filter bank's numbers, from -1 to a little above 0, as bytes.
 _LOWEST, _STEPS = -1.0, 220
@@ -59,6 +62,30 @@ class Streams:
             name: torch.as_tensor(values[chosen]).long() for name, values in self._targets.items()
         }
         return {"features": from_bytes(torch.as_tensor(self._features[chosen])), **targets}
+
+
+def elsewhere(features: Tensor) -> Tensor:
+    """Half of the streams as if other people had said it into other microphones. B × time × C.
+
+    Neighbouring bands are neighbouring pitches, so moving all of them up or down makes a throat
+    shorter or longer. A feature is exp(-a x) - 1 for loudness x: powers of 1 + feature are gains.
+    """
+    streams, _, channels = features.shape
+    copies = len(LOUDNESS_FACTORS)
+    moved = []
+    for stream in features.unflatten(2, (channels // copies, copies)):
+        bands = int(torch.randint(-_MOST_BANDS, _MOST_BANDS + 1, ())) * int(torch.rand(()) < 0.5)
+        moved.append(stream.roll(bands, 1))
+        if bands > 0:
+            moved[-1][:, :bands] = stream[:, :1]
+        elif bands < 0:
+            moved[-1][:, bands:] = stream[:, -1:]
+    ends_db = (torch.rand(streams, 2) - 0.5) * 2 * _MOST_TILT_DB
+    shares = torch.linspace(0, 1, channels // copies)
+    gains_db = ends_db[:, :1] * (1 - shares) + ends_db[:, 1:] * shares
+    gains = 10 ** (gains_db * (torch.rand(streams, 1) < 0.5) / 20)
+    loud = (torch.stack(moved) + 1).clamp(min=1e-3)
+    return (loud ** gains[:, None, :, None] - 1).flatten(2)
 
 
 _mixer: Mixer

@@ -21,7 +21,7 @@ _COMMITMENT = 0.25
 _ELU_GAIN = 1.25
 # The filter bank: its bands, and how fast its two copies of a band saturate.
 _LOWEST_HZ, _HIGHEST_HZ, _BAND_GAIN = 60.0, 7_500.0, 300.0
-_LOUDNESS_FACTORS = (3.0, 0.3)
+LOUDNESS_FACTORS = (3.0, 0.3)
 _FILTER_BANK_LAYERS = 4
 # Moving averages of the codebooks, as in Mimi.
 _DECAY = 0.99
@@ -120,8 +120,8 @@ def _set_filter_bank(bands: nn.Conv1d, loudness: nn.Conv1d) -> None:
     loudness.weight.zero_()
     loudness.bias.zero_()
     for band in range(inputs):
-        for copy, factor in enumerate(_LOUDNESS_FACTORS):
-            loudness.weight[len(_LOUDNESS_FACTORS) * band + copy, band] = -factor * mean
+        for copy, factor in enumerate(LOUDNESS_FACTORS):
+            loudness.weight[len(LOUDNESS_FACTORS) * band + copy, band] = -factor * mean
     for parameter in (*bands.parameters(), *loudness.parameters()):
         parameter.requires_grad_(False)
 

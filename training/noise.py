@@ -83,7 +83,7 @@ def room(dice: np.random.Generator) -> Samples:
     tail = dice.standard_normal(len(time_s)) * np.exp(-6.9 * time_s / decay_s)
     tail[: int(dice.uniform(0.001, 0.012) * SAMPLE_RATE_HZ)] = 0
     energy = np.sum(tail**2) + 1e-12
-    tail *= np.sqrt(10 ** (-dice.uniform(3, 20) / 10) / energy)
+    tail *= np.sqrt(10 ** (-dice.uniform(5, 20) / 10) / energy)
     tail[0] = 1.0
     return tail
 

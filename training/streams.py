@@ -19,8 +19,9 @@ FRAMES = 125
 _LENGTH = FRAMES * FRAME_SAMPLES
 # Room for the longest echo; a product of small primes.
 _FFT_SIZE = _LENGTH + SAMPLE_RATE_HZ // 2
-_SHARES = {"espeak": 0.3, "hibari": 0.42, "joe": 0.28}
+_SHARES = {"espeak": 0.27, "hibari": 0.33, "joe": 0.2, "pico": 0.2}
 _NOISES = 60
+_EARLY_FRAMES = 2
 # Tokens of a SentencePiece model: four special ones come first.
 FIRST_WORD_TOKEN = 4
 TOKEN_OF = {word: FIRST_WORD_TOKEN + index for index, word in enumerate(WORDS)}
@@ -44,16 +45,21 @@ class Stream:
     """What is spoken in each half of a frame, T × 2: 0 for nothing, else a phoneme."""
 
 
-def text_tokens(words: list[Word], frames: int, delay: int) -> Tokens:
+def text_tokens(
+    words: list[Word], frames: int, delay: int, dice: np.random.Generator
+) -> Tokens:
     """The text stream, `delay` frames after the audio.
 
     An end of padding where a word begins, then the word, and another end of padding where the word
-    ends, unless the next one begins there.
+    ends, unless the next one begins there. A word may come up to `_EARLY_FRAMES` frames early: so
+    the model learns to say it still where it could have been said already. With one right frame
+    for each word, one that is likely in two frames would be more unlikely than silence in both.
     """
     tokens = np.full(frames + 64, TEXT_PADDING, np.int64)
     steps = []
     for word in words:
         begin = round(word.start_s * FRAME_RATE_HZ) + delay - 1
+        begin -= int(dice.integers(_EARLY_FRAMES + 1))
         begin = max(begin, steps[-1][0] + 2 if steps else 0)
         end = round(word.end_s * FRAME_RATE_HZ) + delay - 1
         steps.append((begin, max(end, begin + 2), TOKEN_OF[word.text]))
@@ -144,11 +150,11 @@ class Mixer:
     def stream(self, dice: np.random.Generator, *, easy: bool = False) -> Stream:
         """A stream of `FRAMES` frames; an easy one has speech alone, without a room or noise."""
         clean, words = self._speech(dice)
-        audio = clean if easy else self._recorded(clean, dice)
+        audio = clean / max(1.0, np.abs(clean).max()) if easy else self._recorded(clean, dice)
         known = [word for word in words if word.text in TOKEN_OF]
         return Stream(
             audio,
-            text_tokens(known, FRAMES, self._delay),
+            text_tokens(known, FRAMES, self._delay, dice),
             pause_classes(words, FRAMES),
             spoken_states(words, FRAMES),
             self._pronunciations.spoken(words, FRAMES),
@@ -172,7 +178,7 @@ class Mixer:
                 Word(word.text, at_s + word.start_s / speed, at_s + word.end_s / speed)
                 for word in utterance.words
             ]
-            loudness_db = dice.uniform(-8, 8)
+            loudness_db = dice.uniform(-5, 5)
             at_s += len(samples) / SAMPLE_RATE_HZ + _gap_s(dice)
         return mix, words
 
@@ -187,7 +193,7 @@ class Mixer:
             sound = np.roll(self._noises[index], int(dice.integers(_LENGTH)))
             active = clean[np.abs(clean) > 0.01]
             level = np.sqrt(np.mean(active**2)) if len(active) else 0.1
-            snr_db = dice.uniform(3, 40)
+            snr_db = dice.uniform(5, 40)
             spectrum += np.fft.rfft(sound * np.float32(level * 10 ** (-snr_db / 20)), _FFT_SIZE)
         if dice.random() < 0.7:
             spectrum *= noise.microphone(frequencies, dice)

@@ -97,6 +97,7 @@ def main() -> None:
     model.load_state_dict(torch.load(arguments.out / "codec.pt"))
     model.codec.finish()
     lm = with_embeddings(model, shape).train()
+    lm.compile()
     started = time.monotonic()
     data = encode(model.codec, Streams(arguments.features), shape.lm.audio_codebooks)
     print(f"encoded {len(data['text'])} streams in {time.monotonic() - started:.0f} s", flush=True)
