@@ -278,6 +278,19 @@ def test_a_signal_ends_the_server_too(number: int, moment: str, tmp_path: Path) 
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_no_server_outlives_a_demo_that_was_killed(tmp_path: Path) -> None:
+    with listening(tmp_path) as process:
+        until(process, LISTENS)
+        [server] = psutil.Process(process.pid).children()
+        process.kill()
+        process.wait()
+        try:
+            wait_until(lambda: not server.is_running())
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                server.kill()
+
+
 def test_somebody_who_does_not_want_to_wait(tmp_path: Path) -> None:
     with listening(tmp_path) as process:
         until(process, LISTENS)

@@ -64,12 +64,13 @@ async def serving(config_name: str, options: Sequence[str]) -> AsyncIterator[Ser
         folder = Path(name)
         config = _write_config(config_name, folder)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "moshi_ctl", "worker", "--config", str(config)),
+            *(sys.executable, "-m", "moshi_ctl.demo.child", "worker", "--config", str(config)),
             *("--addr", "127.0.0.1", "--port", "0", *options),
             env=_environment(key),
             # Where no `.env` is.
             cwd=folder,
-            stdin=asyncio.subprocess.DEVNULL,
+            # It ends when this does, however that happens.
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=_MOST_LINE_BYTES,

@@ -1,0 +1,24 @@
+"""`python -m moshi_ctl.demo.child ARGUMENTS`: `moshi-ctl ARGUMENTS`, but only while its parent lives.
+
+The parent keeps our standard input open and says nothing there; the system closes it even when the
+parent was killed and could end nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+from moshi_ctl.cli import main
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    main()
