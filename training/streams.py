@@ -45,9 +45,7 @@ class Stream:
     """What is spoken in each half of a frame, T × 2: 0 for nothing, else a phoneme."""
 
 
-def text_tokens(
-    words: list[Word], frames: int, delay: int, dice: np.random.Generator
-) -> Tokens:
+def text_tokens(words: list[Word], frames: int, delay: int, dice: np.random.Generator) -> Tokens:
     """The text stream, `delay` frames after the audio.
 
     An end of padding where a word begins, then the word, and another end of padding where the word

@@ -1,4 +1,4 @@
-"""`python -m moshi_ctl.demo.child ARGUMENTS`: `moshi-ctl ARGUMENTS`, but only while its parent lives.
+"""`python -m moshi_ctl.demo.child ARGUMENTS`: `moshi-ctl ARGUMENTS`, only while its parent lives.
 
 The parent keeps our standard input open and says nothing there; the system closes it even when the
 parent was killed and could end nobody.
