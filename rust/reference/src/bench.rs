@@ -34,10 +34,10 @@ impl Reference {
         let lm = LmModel::batched(
             lanes,
             &oracle::language_model_config(&files.shape)?,
-            MaybeQuantizedVarBuilder::Real(oracle::weights(&files.lm_file)?),
+            MaybeQuantizedVarBuilder::Real(oracle::weights(&[&files.lm_file])?),
         )?;
         let codec = oracle::codec_config(&files.shape)?;
-        let mimi = Mimi::batched(lanes, codec, oracle::weights(&files.codec_file)?)?;
+        let mimi = Mimi::batched(lanes, codec, oracle::weights(&[&files.codec_file])?)?;
         let state = State::new(lanes, 0, 0.0, mimi.clone(), lm)?;
         Ok(Self { mimi, state, lanes })
     }

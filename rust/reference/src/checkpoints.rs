@@ -109,7 +109,7 @@ impl Checkpoints {
     /// # Errors
     /// When it cannot load them.
     pub fn oracle(&self) -> Result<Oracle> {
-        Oracle::load(&self.shape, &self.lm_file, &self.codec_file, self.conditioning)
+        Oracle::load(&self.shape, &self.lm_file, &[&self.codec_file], self.conditioning)
     }
 
     /// How our engine is asked for these files: greedily, in f32 on the CPU.

@@ -40,17 +40,17 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Loads both files, converting to f32; a language model in GGUF stays quantized.
+    /// Loads the files, converting to f32; a language model in GGUF stays quantized.
     ///
     /// # Errors
     /// As the `moshi` crate reports them.
     pub fn load(
         shape: &LmShape,
         lm_file: &Path,
-        codec_file: &Path,
+        codec_files: &[&Path],
         conditioning: Option<Conditioning>,
     ) -> Result<Self> {
-        let mimi = Mimi::new(codec_config(shape)?, weights(codec_file)?)?;
+        let mimi = Mimi::new(codec_config(shape)?, weights(codec_files)?)?;
         let config = language_model_config(shape)?;
         let lm = lm::load_lm_model(config, lm_file, DType::F32, &Device::Cpu)?;
         let condition = condition(&lm, conditioning)?;
@@ -107,13 +107,13 @@ pub fn condition(lm: &LmModel, conditioning: Option<Conditioning>) -> Result<Opt
     })
 }
 
-/// Weights of a file as f32.
+/// Weights of files as f32; a tensor that is in several is the last one's.
 ///
 /// # Errors
-/// When the file cannot be mapped.
-pub fn weights(file: &Path) -> Result<VarBuilder<'static>> {
+/// When a file cannot be mapped.
+pub fn weights(files: &[&Path]) -> Result<VarBuilder<'static>> {
     // SAFETY: nobody writes to a checkpoint while a test or benchmark reads it.
-    Ok(unsafe { VarBuilder::from_mmaped_safetensors(&[file], DType::F32, &Device::Cpu)? })
+    Ok(unsafe { VarBuilder::from_mmaped_safetensors(files, DType::F32, &Device::Cpu)? })
 }
 
 /// `shape` as the crate's own configuration; the two share their names.

@@ -92,7 +92,7 @@ fn frame_by_frame_equals_the_whole_recording_at_once() {
     let files = write(&folder, shapes::many_codebooks(), 6, Precision::F32);
     let frames = &speech()[..FRAMES];
     let codec = oracle::codec_config(&files.shape).unwrap();
-    let mut codec = Mimi::new(codec, oracle::weights(&files.codec_file).unwrap()).unwrap();
+    let mut codec = Mimi::new(codec, oracle::weights(&[&files.codec_file]).unwrap()).unwrap();
     let pcm = Tensor::from_vec(frames.concat(), (1, 1, FRAMES * FRAME_SAMPLES), &Device::Cpu);
     let codes = codec.encode(&pcm.unwrap()).unwrap().i(0).unwrap().t().unwrap();
     let at_once = codes.to_vec2::<u32>().unwrap();
@@ -109,8 +109,8 @@ fn the_oracle_is_the_crates_own_loop() {
     let files = write(&folder, shapes::conditioned(), 24, Precision::F32);
     let mut oracle = files.oracle().unwrap();
     let codec = oracle::codec_config(&files.shape).unwrap();
-    let codec = Mimi::new(codec, oracle::weights(&files.codec_file).unwrap()).unwrap();
-    let weights = MaybeQuantizedVarBuilder::Real(oracle::weights(&files.lm_file).unwrap());
+    let codec = Mimi::new(codec, oracle::weights(&[&files.codec_file]).unwrap()).unwrap();
+    let weights = MaybeQuantizedVarBuilder::Real(oracle::weights(&[&files.lm_file]).unwrap());
     let config = oracle::language_model_config(&files.shape).unwrap();
     let lm = LmModel::new(&config, weights).unwrap();
     let condition = oracle::condition(&lm, files.conditioning).unwrap();

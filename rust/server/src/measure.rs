@@ -1,10 +1,13 @@
-//! What observation costs, for `benchmarks/observability.py`: the very calls that a step makes.
+//! For tests and benchmarks of other crates: what a file's session hears, and what observation
+//! costs (`benchmarks/observability.py`), by the very calls that a step makes.
 
+use std::error::Error;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use std::sync::Arc;
 
+use crate::audio_file::decode;
 use crate::lanes::{Arrivals, Lanes, Visitor};
 use crate::limits::Limits;
 use crate::metrics::{Metrics, SessionKind};
@@ -20,6 +23,19 @@ const STEPS_PER_WORD: usize = 5;
 
 /// Frames from the beginning of a word until it is said.
 const WORD_FRAMES: u64 = 12;
+
+/// The samples of an audio file: 24 kHz, mono.
+///
+/// # Errors
+/// When it is not one, or cannot be decoded.
+pub fn decode_file(file: Vec<u8>) -> Result<Vec<f32>, Box<dyn Error + Send + Sync>> {
+    let mut samples = vec![];
+    decode(file.into(), |part| {
+        samples.extend(part);
+        true
+    })?;
+    Ok(samples)
+}
 
 /// The time that counting and measuring takes in each of `steps` steps of `lanes` lanes: messages
 /// in and out, frames and their arrivals, words and their latency, the step itself.
