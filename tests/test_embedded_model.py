@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
-from moshi_ctl import shipped
+from moshi_ctl import env, shipped
 from moshi_ctl.client import AsrClient, AsrEvent, Transcript, transcribe
 from moshi_ctl.protocol import (
     FRAME_RATE_HZ,
@@ -39,6 +39,7 @@ Result = TypeVar("Result")
 
 AUTHORIZED = {"kyutai-api-key": KEY}
 TIMEOUT_S = 60.0
+MOST_BYTES = 10_000_000
 # Of the words of a recording, on average.
 TIMES_OFF_BY_S = 0.25
 # How long nobody has spoken when head 2 says so, and a second for the model to be sure.
@@ -84,6 +85,11 @@ def post(server: Worker, body: bytes) -> tuple[str, ...]:
     assert answer.status == 200, answer
     messages = json.loads(answer.body)
     return tuple(message["text"] for message in messages if message["type"] == "Word")
+
+
+def test_the_files_are_small_enough_to_come_with_a_package() -> None:
+    sizes = [file.stat().st_size for file in env.embedded_folder().iterdir()]
+    assert 0 < sum(sizes) <= MOST_BYTES
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from training import shape as shapes
 from training.features import Streams
 from training.model import Codec, LanguageModel
-from training.shape import Shape
+from training.shape import TEXT_PADDING, Shape
 from training.streams import FIRST_WORD_TOKEN
 from training.train_codec import (
     Transcriber,
@@ -35,6 +35,9 @@ from training.train_codec import (
 _SEED = 11
 _BATCH = 32
 _PAUSES_WEIGHT = 0.3
+# Missing a word is worse than saying one in vain, and silence is likelier by far: padding is given
+# so much while it learns, which it lacks afterwards (logit adjustment, arXiv:2007.07314).
+_PADDING_ADVANTAGE = 0.7
 # Tokens of noisy audio change easily.
 _AUDIO_DROPOUT = 0.02
 
@@ -79,7 +82,8 @@ def losses(
     """Of the text and of the heads; the text's logits."""
     audio = lm.embed_audio(heard(batch["audio"], shape, lm.training))
     logits, pauses = lm(audio, before(batch["text"], shape, lm.training))
-    text = F.cross_entropy(logits.flatten(0, 1), batch["text"].flatten())
+    advantage = _PADDING_ADVANTAGE * F.one_hot(torch.tensor(TEXT_PADDING), logits.shape[-1])
+    text = F.cross_entropy((logits + advantage).flatten(0, 1), batch["text"].flatten())
     return text, F.cross_entropy(pauses.flatten(0, 2), batch["pauses"].flatten()), logits
 
 
