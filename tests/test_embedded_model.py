@@ -31,9 +31,8 @@ from moshi_ctl.protocol import (
 )
 from support import cli, speech
 from support.http import request
-from support.spoken import NAMES, Spoken, spoken
+from support.spoken import NAMES, spoken
 from support.worker import KEY, Worker, worker
-from training.evaluate import aligned
 
 Result = TypeVar("Result")
 
@@ -118,21 +117,15 @@ def test_all_lanes_at_once_hear_what_one_hears_alone(embedded: Worker) -> None:
         assert transcript == alone[NAMES[lane % len(NAMES)]]
 
 
-@pytest.mark.parametrize(("rate_hz", "most_errors"), [(8_000, 1), (44_100, 0)])
+@pytest.mark.parametrize("rate_hz", [8_000, 44_100])
 @pytest.mark.parametrize("suffix", ["wav", "flac"])
-def test_files_of_other_rates(
-    embedded: Worker, tmp_path: Path, rate_hz: int, most_errors: int, suffix: str
-) -> None:
-    recording = spoken("digits")
+def test_files_of_other_rates(embedded: Worker, tmp_path: Path, rate_hz: int, suffix: str) -> None:
+    recording = spoken("commands")
     path = speech.write(tmp_path / f"a.{suffix}", recording.samples(), rate_hz)
-    posted = post(embedded, path.read_bytes())
-    errors, _ = aligned(recording.words, posted)
-    # A telephone's band leaves out what tells some words from others.
-    assert errors <= most_errors, posted
+    assert post(embedded, path.read_bytes()) == recording.words
     address = ["--url", embedded.url, "--key", KEY]
-    streamed = cli.run("transcribe", path, *address, cwd=tmp_path).stdout.split()
-    errors, _ = aligned(recording.words, streamed)
-    assert errors <= most_errors, streamed
+    streamed = cli.run("transcribe", path, *address, cwd=tmp_path).stdout
+    assert tuple(streamed.split()) == recording.words
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -244,7 +237,7 @@ def test_the_first_client_is_understood_warm_or_not(tmp_path: Path, switches: li
 
 
 def test_subtitles(embedded: Worker, tmp_path: Path) -> None:
-    recording: Spoken = spoken("digits")
+    recording = spoken("commands")
     options = ["--url", embedded.url, "--key", KEY, "--format", "srt"]
     ended = cli.run("transcribe", recording.path, *options, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

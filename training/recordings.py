@@ -26,20 +26,28 @@ _GAP_S = 0.6
 # Voice and words of each phrase.
 RECORDINGS = {
     "recording": (
-        ("rms", "hello"),
-        ("slt", "set timer seven minute"),
-        ("slt", "camera on"),
-        ("slt", "television off"),
+        ("slt", "please play music"),
         ("slt", "turn left"),
-        ("slt", "close window"),
+        ("awb", "close window"),
+        ("slt", "television off"),
         ("slt", "one two three"),
-        ("slt", "stop music"),
-        ("rms", "yes please"),
+        ("slt", "cancel alarm"),
+        ("slt", "black white yellow"),
+        ("slt", "thanks goodbye"),
     ),
     "digits": (
         ("slt", "zero one two three four"),
-        ("slt", "five six seven eight nine"),
         ("slt", "nine two seven one"),
+        ("slt", "one two three"),
+    ),
+    "commands": (
+        ("slt", "stop music"),
+        ("slt", "send message"),
+        ("slt", "turn right"),
+        ("slt", "close window"),
+        ("slt", "delete message"),
+        ("slt", "camera on"),
+        ("slt", "yes please"),
     ),
 }
 

@@ -13,7 +13,7 @@ from moshi_ctl import audio
 from moshi_ctl.protocol import Samples
 
 ASSETS = Path(__file__).parents[2] / "assets"
-NAMES = ("digits",)
+NAMES = ("digits", "commands")
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+from typing import Final
 
 from moshi_ctl.cli import main
 
+_STANDARD_INPUT: Final = 0
+
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not `sys.stdin`, whose lock nobody may hold when the interpreter ends.
+    while os.read(_STANDARD_INPUT, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 
