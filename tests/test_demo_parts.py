@@ -54,6 +54,39 @@ def test_words_and_pauses() -> None:
     ]
 
 
+def test_a_pause_that_is_noticed_before_the_last_word_is_told_comes_after_it() -> None:
+    lines = shown(
+        [
+            Word("turn", 1.0),
+            EndWord(1.2),
+            Step(29, NOBODY),
+            # It was spoken before the pause: text comes later than what the heads say.
+            Word("off", 1.2),
+            Step(30, NOBODY),
+            EndWord(1.6),
+            Step(31, NOBODY),
+            Word("go", 5.0),
+        ]
+    )
+    assert [line.split() for line in lines] == [
+        ["1.00", "turn", "1.20"],
+        ["1.20", "off", "1.60"],
+        ["2.40", "(a", "pause)"],
+        ["5.00", "go"],
+    ]
+
+
+def test_a_pause_is_shown_when_all_words_before_it_must_have_been_told() -> None:
+    out = io.StringIO()
+    view = View(Console(file=out, highlight=False, markup=False, soft_wrap=True))
+    for event in (Word("stop", 1.0), EndWord(1.4), Step(24, NOBODY)):
+        view.show(event)
+    assert "pause" not in out.getvalue()
+    for index in range(25, 40):
+        view.show(Step(index, NOBODY))
+    assert out.getvalue().count("    2.00  (a pause)\n") == 1
+
+
 def test_words_whose_end_does_not_come() -> None:
     lines = shown(
         [

@@ -16,6 +16,9 @@ PAUSE_HEAD: Final = 2
 PAUSE_PROBABILITY: Final = 0.5
 """Above which it probably has."""
 
+# More than text comes later than what the heads say.
+_TEXT_DELAY_S: Final = 1.0
+
 _TIME_WIDTH: Final = 8
 _WORD_WIDTH: Final = 16
 _QUIET: Final = Style(dim=True)
@@ -44,31 +47,39 @@ class View:
         """Shows what was heard just now."""
         match event:
             case Word():
-                self.end()
+                if self._pause_s is not None and event.start_time < self._pause_s:
+                    self._end_line()
+                else:
+                    self.end()
                 word = event.text.strip()
                 self._write(f"{event.start_time:{_TIME_WIDTH}.2f}  {word:{_WORD_WIDTH}}", end="")
                 self.words += 1
-                self._line_is_open = self._awaits_pause = True
+                self._line_is_open = True
+                self._awaits_pause = self._pause_s is None
             case EndWord() if self._line_is_open:
                 self._write(f"{event.stop_time:{_TIME_WIDTH}.2f}", end="")
-                self.end()
-            case Step() if self._awaits_pause and _says_pause(event):
-                # Once after each word: what the model thinks of one silence may change.
-                self._awaits_pause = False
-                self._pause_s = (event.step_idx + 1) * FRAME_S
-                # A word's end is told with the text's delay, a pause without it.
-                if not self._line_is_open:
+                self._end_line()
+            case Step():
+                now_s = (event.step_idx + 1) * FRAME_S
+                if self._awaits_pause and _says_pause(event):
+                    # Once after each word: what the model thinks of one silence may change.
+                    self._awaits_pause = False
+                    self._pause_s = now_s
+                elif self._pause_s is not None and now_s >= self._pause_s + _TEXT_DELAY_S:
                     self.end()
 
     def end(self) -> None:
         """Ends a line that is open, and shows the pause that was noticed meanwhile."""
-        if self._line_is_open:
-            self._write("")
-            self._line_is_open = False
+        self._end_line()
         if self._pause_s is not None:
             pause = f"{self._pause_s:{_TIME_WIDTH}.2f}  (a pause)"
             self._pause_s = None
             self._console.print(pause, style=_QUIET)
+
+    def _end_line(self) -> None:
+        if self._line_is_open:
+            self._write("")
+            self._line_is_open = False
 
     def _write(self, text: str, end: str = "\n") -> None:
         self._console.print(text, end=end)
