@@ -28,6 +28,7 @@ from training import shape as shapes
 from training.model import Codec, LanguageModel
 from training.shape import FRAME_SAMPLES, SAMPLE_RATE_HZ
 from training.speech import Samples
+from training.train_lm import heard
 
 _TOLERANCE = 0.02
 _STEPS_OFF = 0.03
@@ -49,13 +50,12 @@ def in_pytorch(export: Path, samples: Samples) -> np.ndarray:
     audio = torch.as_tensor(samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES])[None]
     latents = codec.latents(codec.filter_bank(audio))
     tokens = codec.quantize(latents, levels=shape.lm.audio_codebooks)[2]
-    none = torch.full_like(tokens[:, :1], shape.lm.audio_vocab_size - 1)
-    heard = lm.embed_audio(torch.cat([none, tokens[:, :-1]], 1))
+    audio_before = lm.embed_audio(heard(tokens, shape, dropout=False))
     text = torch.full(tokens.shape[:2], shape.lm.text_in_vocab_size - 1)
     for step in range(1, text.shape[1]):
-        logits, _ = lm(heard[:, :step], text[:, :step])
+        logits, _ = lm(audio_before[:, :step], text[:, :step])
         text[:, step] = logits[:, -1].argmax(-1)
-    return lm(heard, text)[1].softmax(-1)[0, :, :, 0].numpy()
+    return lm(audio_before, text)[1].softmax(-1)[0, :, :, 0].numpy()
 
 
 def _as_served(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -74,8 +74,7 @@ async def in_the_server(samples: Samples) -> np.ndarray:
         yield samples
 
     async with serving("demo", ["--precision", "f32"]) as server:
-        url = f"{server.url}/api/asr-streaming"
-        events = listen(source(), url, key=server.key, lead_in_s=0.0)
+        events = listen(source(), server.url, key=server.key, lead_in_s=0.0)
         return np.array([event.prs async for event in events if isinstance(event, Step)])
 
 

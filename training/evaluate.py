@@ -29,7 +29,6 @@ _LANES = 8
 _SILENCE_S = 1.5
 _PAUSE_HEAD = 2
 _NOISE_MINUTES = 10
-_MODULE = "/api/asr-streaming"
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ async def transcribe(server: Server, samples: Samples) -> Heard:
 
     words: list[Word] = []
     pauses: list[float] = []
-    async for event in listen(source(), f"{server.url}{_MODULE}", key=server.key):
+    async for event in listen(source(), server.url, key=server.key):
         match event:
             case Word():
                 words.append(event)

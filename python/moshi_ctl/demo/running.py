@@ -125,6 +125,7 @@ def _cancelled_by_signals() -> Iterator[list[int]]:
             task.cancel()
 
     for number in _ENDING:
+        # Windows' loops cannot wait for signals; Ctrl-C is a KeyboardInterrupt there.
         with contextlib.suppress(NotImplementedError):
             loop.add_signal_handler(number, cancel, number)
     try:
