@@ -64,6 +64,12 @@ def _pico() -> Synthesizer:
     return Pico()
 
 
+def _festival() -> Synthesizer:
+    from training.festival import Festival
+
+    return Festival()
+
+
 @dataclass(frozen=True)
 class Part:
     """The utterances of one synthesizer."""
@@ -73,15 +79,15 @@ class Part:
     utterances: int
 
 
-# The slowest first, so that none is left alone at the end; but a part's dice depend on its place,
-# so what was added comes last.
+# The slowest first, so that none is left alone at the end. A part's dice depend on its place.
 PARTS = (
     Part("joe", _joe, 2600),
     Part("hibari", _hibari, 6000),
     Part("espeak", _espeak, 9000),
     Part("espeak_held_out", _espeak_held_out, 600),
-    Part("flite", _flite, 600),
-    Part("pico", _pico, 4000),
+    Part("flite", _flite, 4000),
+    Part("pico", _pico, 600),
+    Part("festival", _festival, 2000),
 )
 
 

@@ -184,9 +184,9 @@ def only_others(corpus: Corpus) -> list[Utterance]:
 
 async def report(folder: Path, most: int | None) -> list[str]:
     """The lines of a Markdown report over at most so many utterances of each synthesizer."""
-    flite, espeak = Corpus(folder, "flite"), Corpus(folder, "espeak_held_out")
+    pico, espeak = Corpus(folder, "pico"), Corpus(folder, "espeak_held_out")
     known = {
-        "flite, not in training": only_known(flite)[:most],
+        "SVOX Pico, not in training": only_known(pico)[:most],
         "espeak-ng, other voices": only_known(espeak)[:most],
     }
     lines = [
@@ -208,7 +208,7 @@ async def report(folder: Path, most: int | None) -> list[str]:
                 lines.append(_row(voices, condition, score(spoken, answers)))
                 print(lines[-1], flush=True)
         lines += ["", "| what is heard | minutes | false words a minute |", "|---|---|---|"]
-        for name, recordings in _wordless(flite, espeak).items():
+        for name, recordings in _wordless(pico, espeak).items():
             answers = await transcribe_all(server, recordings)
             minutes = sum(map(len, recordings)) / SAMPLE_RATE_HZ / 60
             words = sum(len(answer.words) for answer in answers)

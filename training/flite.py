@@ -1,4 +1,4 @@
-"""flite's voices, which only the evaluation hears."""
+"""flite's voices, which tell when each phoneme ends."""
 
 from __future__ import annotations
 

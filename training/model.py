@@ -21,8 +21,10 @@ _COMMITMENT = 0.25
 _ELU_GAIN = 1.25
 # The filter bank: its bands, and how fast its two copies of a band saturate.
 _LOWEST_HZ, _HIGHEST_HZ, _BAND_GAIN = 60.0, 7_500.0, 300.0
-LOUDNESS_FACTORS = (3.0, 0.3)
+_LOUDNESS_FACTORS = (2.0, 0.15)
 _FILTER_BANK_LAYERS = 4
+# A batch is a few streams in as many noises: only many batches have the mean of all.
+_NORM_MOMENTUM = 0.01
 # Moving averages of the codebooks, as in Mimi.
 _DECAY = 0.99
 _LEAST_USAGE = 0.05
@@ -120,10 +122,15 @@ def _set_filter_bank(bands: nn.Conv1d, loudness: nn.Conv1d) -> None:
     loudness.weight.zero_()
     loudness.bias.zero_()
     for band in range(inputs):
-        for copy, factor in enumerate(LOUDNESS_FACTORS):
-            loudness.weight[len(LOUDNESS_FACTORS) * band + copy, band] = -factor * mean
+        for copy, factor in enumerate(_LOUDNESS_FACTORS):
+            loudness.weight[len(_LOUDNESS_FACTORS) * band + copy, band] = -factor * mean
     for parameter in (*bands.parameters(), *loudness.parameters()):
         parameter.requires_grad_(False)
+
+
+def features(loudness: Tensor) -> Tensor:
+    """What the filter bank's last layer makes of it; B × time × bands → B × time × C."""
+    return torch.stack([F.elu(-a * loudness) for a in _LOUDNESS_FACTORS], -1).flatten(2)
 
 
 @torch.no_grad()
@@ -183,9 +190,10 @@ class Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         angles = torch.arange(length)[:, None] * self._frequencies
         cos, sin = angles.cos(), angles.sin()
-        y = F.scaled_dot_product_attention(
-            _rotated(q, cos, sin), _rotated(k, cos, sin), v, attn_mask=mask
-        )
+        # Written out: PyTorch's fused attention is slower for streams as short as these.
+        scores = _rotated(q, cos, sin) @ _rotated(k, cos, sin).transpose(2, 3)
+        scores = scores / math.sqrt(q.shape[3])
+        y = scores.masked_fill(~mask, -math.inf).softmax(3).to(v.dtype) @ v
         return self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -350,7 +358,9 @@ class Codec(nn.Module):
         width = codec.dimension
         trained = [layer.conv.conv for layer in self._trained_layers() if isinstance(layer, Conv)]
         # Part of the convolutions before them as soon as these are finished.
-        self.norms = nn.ModuleList(nn.BatchNorm1d(conv.out_channels) for conv in trained)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm1d(conv.out_channels, momentum=_NORM_MOMENTUM) for conv in trained
+        )
         self.downsample = nn.Module()
         self.downsample.conv = Conv(
             width, width, 2 * self._per_frame, self._per_frame, bias=False, replicate=True
@@ -363,18 +373,18 @@ class Codec(nn.Module):
     def _trained_layers(self) -> nn.ModuleList:
         return self.encoder.model[_FILTER_BANK_LAYERS:]
 
-    def filter_bank(self, audio: Tensor) -> Tensor:
-        """The first layers, which are not trained; B × samples → B × time × C."""
+    def loudness(self, audio: Tensor) -> Tensor:
+        """Of each band of the filter bank; B × samples → B × time × bands."""
         if audio.shape[1] % FRAME_SAMPLES != 0:
             raise ValueError(f"{audio.shape[1]} samples are no whole number of frames")
         x = audio[..., None]
-        for layer in self.encoder.model[:_FILTER_BANK_LAYERS]:
+        for layer in self.encoder.model[: _FILTER_BANK_LAYERS - 1]:
             x = layer(x)
-        return x
+        return x[..., :: len(_LOUDNESS_FACTORS)] / -_LOUDNESS_FACTORS[0]
 
-    def latents(self, features: Tensor) -> Tensor:
-        """What the filter bank gives, B × time × C → B × T × D."""
-        x, norms = features, iter(self.norms)
+    def latents(self, loudness: Tensor) -> Tensor:
+        """What the layers after the filter bank make of it, B × time × bands → B × T × D."""
+        x, norms = features(loudness), iter(self.norms)
         for layer in self._trained_layers():
             x = layer(x)
             if isinstance(layer, Conv) and self.norms:
@@ -397,12 +407,14 @@ class Codec(nn.Module):
             tensor.copy_(tensor.half())
         self.eval()
 
+    @torch.autocast("cpu", enabled=False)
     def quantize(self, latents: Tensor, *, levels: int) -> tuple[list[Tensor], Tensor, Tensor]:
         """Quantizes `latents`, B × T × D, with `levels` of the K codebooks.
 
         Returns what the semantic codebook and the acoustic ones say, B × T × dim each; the
         commitment loss; tokens, B × T × levels.
         """
+        latents = latents.float()
         semantic, loss, token = self.quantizer.rvq_first(latents, levels=1)
         acoustic, more_loss, tokens = self.quantizer.rvq_rest(latents, levels=levels - 1)
         return [semantic, acoustic], loss + more_loss, torch.cat([token, tokens], -1)

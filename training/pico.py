@@ -1,4 +1,4 @@
-"""SVOX Pico's English voices.
+"""SVOX Pico's English voices, which only the evaluation hears.
 
 They do not tell when they say what, so words are spoken one at a time and put together.
 """
@@ -13,7 +13,6 @@ import ttspico
 from training.speech import Samples, Utterance, utterance
 
 _RATE_HZ = 16_000
-_LANGUAGES = ("en-US", "en-GB")
 # Where a word begins and ends: its loudest sample less this, and some time more.
 _SILENCE_DB = 40.0
 _MARGIN_S = 0.010
@@ -24,12 +23,12 @@ class Pico:
 
     name = "pico"
 
-    def __init__(self) -> None:
-        self._engines = [ttspico.TtsEngine(language) for language in _LANGUAGES]
+    def __init__(self, languages: Sequence[str] = ("en-US", "en-GB")) -> None:
+        self._engines = [ttspico.TtsEngine(language) for language in languages]
         for engine in self._engines:
             engine.volume = 60
 
-    def speak(self, words: Sequence[str], dice: np.random.Generator) -> Utterance | None:
+    def speak(self, words: Sequence[str], dice: np.random.Generator) -> Utterance:
         """See `training.speech.Synthesizer`."""
         engine = self._engines[dice.integers(len(self._engines))]
         throat = dice.uniform(0.82, 1.15)

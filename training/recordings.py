@@ -16,51 +16,51 @@ import numpy as np
 import soundfile
 import soxr
 
-from training.flite import Flite
+from training.pico import Pico
 from training.shape import SAMPLE_RATE_HZ
 from training.speech import Samples, Word
 
 _RATE_HZ = 16_000
 _GAP_S = 0.6
 
-# Voice and words of each phrase.
+# Voice and words of each phrase. A voice is a language and the dice that choose throat, rate and pitch.
+ANNE, BEN = ("en-GB", 4), ("en-US", 16)
+
 RECORDINGS = {
     "recording": (
-        ("slt", "please play music"),
-        ("slt", "turn left"),
-        ("awb", "close window"),
-        ("slt", "television off"),
-        ("slt", "one two three"),
-        ("slt", "cancel alarm"),
-        ("slt", "black white yellow"),
-        ("slt", "thanks goodbye"),
+        (ANNE, "please play music"),
+        (ANNE, "turn left"),
+        (BEN, "close window"),
+        (ANNE, "television off"),
+        (ANNE, "one two three"),
+        (ANNE, "cancel alarm"),
+        (ANNE, "black white yellow"),
+        (ANNE, "thanks goodbye"),
     ),
     "digits": (
-        ("slt", "zero one two three four"),
-        ("slt", "nine two seven one"),
-        ("slt", "one two three"),
+        (ANNE, "zero one two three four"),
+        (ANNE, "nine two seven one"),
+        (ANNE, "one two three"),
     ),
     "commands": (
-        ("slt", "stop music"),
-        ("slt", "send message"),
-        ("slt", "turn right"),
-        ("slt", "close window"),
-        ("slt", "delete message"),
-        ("slt", "camera on"),
-        ("slt", "yes please"),
+        (ANNE, "stop music"),
+        (ANNE, "send message"),
+        (ANNE, "turn right"),
+        (ANNE, "close window"),
+        (ANNE, "delete message"),
+        (ANNE, "camera on"),
+        (ANNE, "yes please"),
     ),
 }
 
 
-def recording(phrases: tuple[tuple[str, str], ...]) -> tuple[Samples, list[Word]]:
+def recording(phrases: tuple[tuple[tuple[str, int], str], ...]) -> tuple[Samples, list[Word]]:
     """The phrases with pauses between, and their words."""
     parts, words, at_s = [], [], _GAP_S
     silence = np.zeros(int(_GAP_S * SAMPLE_RATE_HZ), np.float32)
     parts.append(silence)
-    for voice, phrase in phrases:
-        spoken = Flite([voice]).speak(phrase.split(), np.random.default_rng(1))
-        if spoken is None:
-            raise ValueError(f"flite does not tell when it says {phrase!r}")
+    for (language, seed), phrase in phrases:
+        spoken = Pico([language]).speak(phrase.split(), np.random.default_rng(seed))
         words += [Word(w.text, at_s + w.start_s, at_s + w.end_s) for w in spoken.words]
         parts += [spoken.samples, silence]
         at_s += (len(spoken.samples) + len(silence)) / SAMPLE_RATE_HZ

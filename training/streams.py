@@ -19,7 +19,7 @@ FRAMES = 125
 _LENGTH = FRAMES * FRAME_SAMPLES
 # Room for the longest echo; a product of small primes.
 _FFT_SIZE = _LENGTH + SAMPLE_RATE_HZ // 2
-_SHARES = {"espeak": 0.27, "hibari": 0.33, "joe": 0.2, "pico": 0.2}
+_SHARES = {"espeak": 0.24, "hibari": 0.26, "joe": 0.15, "flite": 0.27, "festival": 0.08}
 _NOISES = 60
 _EARLY_FRAMES = 2
 # Tokens of a SentencePiece model: four special ones come first.
@@ -139,11 +139,7 @@ class Mixer:
         self._shares = np.array(list(_SHARES.values()))
         self._delay = delay
         dice = np.random.default_rng([seed, 1])
-        self._noises = [
-            noise.normalised(noise.NOISES[i % len(noise.NOISES)](_LENGTH, dice))
-            for i in range(_NOISES)
-        ]
-        self._noises += [noise.normalised(self._babble(dice)) for _ in range(_NOISES // 5)]
+        self._noises = [self.noise(dice) for _ in range(_NOISES)]
 
     def stream(self, dice: np.random.Generator, *, easy: bool = False) -> Stream:
         """A stream of `FRAMES` frames; an easy one has speech alone, without a room or noise."""
@@ -160,7 +156,7 @@ class Mixer:
 
     def _speech(self, dice: np.random.Generator) -> tuple[Samples, list[Word]]:
         mix, words = np.zeros(_LENGTH, np.float32), []
-        if dice.random() < 0.06:
+        if dice.random() < 0.08:
             return mix, words
         at_s = dice.uniform(0, 0.8)
         loudness_db = 0.0
@@ -186,12 +182,12 @@ class Mixer:
         spectrum = np.fft.rfft(clean, _FFT_SIZE)
         if dice.random() < 0.35:
             spectrum *= np.fft.rfft(noise.room(dice).astype(np.float32), _FFT_SIZE)
-        if noisy := dice.random() < 0.7:
+        if noisy := dice.random() < 0.4:
             index = int(dice.integers(len(self._noises)))
             sound = np.roll(self._noises[index], int(dice.integers(_LENGTH)))
             active = clean[np.abs(clean) > 0.01]
             level = np.sqrt(np.mean(active**2)) if len(active) else 0.1
-            snr_db = dice.uniform(5, 40)
+            snr_db = dice.uniform(3, 35)
             spectrum += np.fft.rfft(sound * np.float32(level * 10 ** (-snr_db / 20)), _FFT_SIZE)
         if dice.random() < 0.7:
             spectrum *= noise.microphone(frequencies, dice)
@@ -201,6 +197,13 @@ class Mixer:
         gain = 10 ** (level_db / 20) / peak if noisy or clean.any() else 1.0
         audio = np.clip(np.round(audio * gain * 32_768), -32_768, 32_767)
         return audio.astype(np.float32) / 32_768
+
+    def noise(self, dice: np.random.Generator) -> Samples:
+        """A sound as long as a stream with a root mean square of 1."""
+        if dice.random() < 0.15:
+            return noise.normalised(self._babble(dice))
+        kind = noise.NOISES[int(dice.integers(len(noise.NOISES)))]
+        return noise.normalised(kind(_LENGTH, dice))
 
     def _babble(self, dice: np.random.Generator) -> Samples:
         """Several people at once, backwards, so that nobody says a word."""

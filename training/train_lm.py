@@ -3,8 +3,8 @@
     python -m training.train_lm FEATURES OUT
 
 The codec is rounded to the precision of its file and frozen; audio tokens get embeddings of their
-own, which begin as the products of codebook entries that the first stage learnt with. Streams are
-encoded once and learnt from several times.
+own, which begin as the products of codebook entries that the first stage learnt with. Every stream
+is encoded a few times, heard elsewhere each time, and learnt from more often than that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training import shape as shapes
-from training.features import Streams
+from training.features import Streams, elsewhere
 from training.model import Codec, LanguageModel
 from training.shape import TEXT_PADDING, Shape
 from training.streams import FIRST_WORD_TOKEN
@@ -27,6 +27,7 @@ from training.train_codec import (
     Transcriber,
     accuracy,
     before,
+    half_the_bits,
     optimiser,
     schedule,
     seed_everything,
@@ -34,6 +35,7 @@ from training.train_codec import (
 
 _SEED = 11
 _BATCH = 32
+_HEARD = 2
 _PAUSES_WEIGHT = 0.3
 # Missing a word is worse than saying one in vain, and silence is likelier by far: padding is given
 # so much while it learns, which it lacks afterwards (logit adjustment, arXiv:2007.07314).
@@ -55,11 +57,12 @@ def with_embeddings(model: Transcriber, shape: Shape) -> LanguageModel:
 
 @torch.no_grad()
 def encode(codec: Codec, streams: Streams, codebooks: int) -> dict[str, Tensor]:
-    """Audio tokens and targets of all streams."""
+    """Audio tokens and targets of all streams, one after the other, `_HEARD` times."""
     parts: dict[str, list[Tensor]] = {"audio": [], "text": [], "pauses": []}
-    for indices in torch.arange(len(streams)).split(_BATCH):
+    for indices in torch.arange(len(streams)).repeat(_HEARD).split(_BATCH):
         batch = streams.batch(indices)
-        tokens = codec.quantize(codec.latents(batch["features"]), levels=codebooks)[2]
+        loudness = elsewhere(batch["loudness"], streams.noises(len(indices)))
+        tokens = codec.quantize(codec.latents(loudness), levels=codebooks)[2]
         parts["audio"].append(tokens.short())
         parts["text"].append(batch["text"].short())
         parts["pauses"].append(batch["pauses"].to(torch.int8))
@@ -92,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("features", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--rate", type=float, default=6e-4)
     arguments = parser.parse_args()
     seed_everything(_SEED)
@@ -104,7 +107,7 @@ def main() -> None:
     lm.compile()
     started = time.monotonic()
     data = encode(model.codec, Streams(arguments.features), shape.lm.audio_codebooks)
-    print(f"encoded {len(data['text'])} streams in {time.monotonic() - started:.0f} s", flush=True)
+    print(f"{len(data['text'])} streams encoded in {time.monotonic() - started:.0f} s", flush=True)
     optimizer = optimiser(lm, arguments.rate)
     order, averages = torch.randperm(len(data["text"])), None
     for step in range(arguments.steps):
@@ -116,7 +119,8 @@ def main() -> None:
         }
         for group in optimizer.param_groups:
             group["lr"] = arguments.rate * schedule(step, arguments.steps)
-        text, pauses, logits = losses(lm, batch, shape)
+        with half_the_bits():
+            text, pauses, logits = losses(lm, batch, shape)
         optimizer.zero_grad()
         (text + _PAUSES_WEIGHT * pauses).backward()
         nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
