@@ -48,7 +48,7 @@ def in_pytorch(export: Path, samples: Samples) -> np.ndarray:
         tensors = load_file(export / f"{name}.safetensors")
         model.load_state_dict({key: _as_served(key, value) for key, value in tensors.items()})
     audio = torch.as_tensor(samples[: len(samples) // FRAME_SAMPLES * FRAME_SAMPLES])[None]
-    latents = codec.latents(codec.filter_bank(audio))
+    latents = codec(codec.loudness(audio))
     tokens = codec.quantize(latents, levels=shape.lm.audio_codebooks)[2]
     audio_before = lm.embed_audio(heard(tokens, shape, dropout=False))
     text = torch.full(tokens.shape[:2], shape.lm.text_in_vocab_size - 1)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from training import noise
 from training import shape as shapes
 from training.model import Codec
 from training.streams import FRAMES, Mixer, Stream
@@ -72,9 +71,9 @@ class Streams:
 def elsewhere(speech: Tensor, noises: Tensor | None) -> Tensor:
     """As if other people had said it into other microphones, many of them in noise.
 
-    Of shape B × time × bands, all of them. Neighbouring bands are neighbouring pitches, so moving all
-    of them up or down makes a throat shorter or longer. Powers of sounds that have nothing to do with
-    each other add up.
+    All are B × time × bands. Neighbouring bands are neighbouring pitches, so moving all of them up
+    or down makes a throat shorter or longer. Powers of sounds that have nothing to do with each
+    other add up.
     """
     streams, _, bands = speech.shape
     heard = speech @ (_throats(streams, bands) * _gains(streams, bands) * _present(streams, bands))
@@ -105,9 +104,7 @@ def _gains(streams: int, bands: int) -> Tensor:
     """B × 1 × bands; half of the streams stay as they are."""
     places_db = torch.empty(streams, 1, _PLACES).uniform_(-_MOST_DB, _MOST_DB)
     places_db *= torch.rand(streams, 1, 1) < 0.5
-    curves_db = torch.nn.functional.interpolate(
-        places_db, bands, mode="linear", align_corners=True
-    )
+    curves_db = torch.nn.functional.interpolate(places_db, bands, mode="linear", align_corners=True)
     return 10 ** (curves_db / 20)
 
 

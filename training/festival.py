@@ -49,7 +49,7 @@ class Festival:
             f"(target_f0_std {dice.uniform(6, 22)}) (model_f0_mean 170) (model_f0_std 34)))"
             f'(set! said (utt.synth (Utterance Text "{sentence(words, dice)}")))'
             f'(utt.save.wave said "{file}" \'riff)'
-            "(mapcar (lambda (word) (format t \"%f\\n\" (item.feat word 'word_start)))"
+            '(mapcar (lambda (word) (format t "%f\\n" (item.feat word \'word_start)))'
             " (utt.relation.items said 'Word))"
         )
         if printed is None:
@@ -63,11 +63,10 @@ class Festival:
 
     def _ask(self, expressions: str) -> list[str] | None:
         """The lines that Scheme prints; none when festival dies of it, as it does now and then."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(f'{expressions}(format t "{_END}\\n")(fflush nil)\n')
-        self._process.stdin.flush()
+        end = f'(format t "{_END}\\n")(fflush nil)'
+        print(expressions, end, file=self._process.stdin, flush=True)
         lines = []
-        for line in self._process.stdout:
+        for line in self._process.stdout or ():
             if line.strip() == _END:
                 return lines
             lines.append(line)

@@ -382,8 +382,8 @@ class Codec(nn.Module):
             x = layer(x)
         return x[..., :: len(_LOUDNESS_FACTORS)] / -_LOUDNESS_FACTORS[0]
 
-    def latents(self, loudness: Tensor) -> Tensor:
-        """What the layers after the filter bank make of it, B × time × bands → B × T × D."""
+    def forward(self, loudness: Tensor) -> Tensor:
+        """Latents, from what the filter bank gives; B × time × bands → B × T × D."""
         x, norms = features(loudness), iter(self.norms)
         for layer in self._trained_layers():
             x = layer(x)

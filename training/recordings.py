@@ -23,9 +23,10 @@ from training.speech import Samples, Word
 _RATE_HZ = 16_000
 _GAP_S = 0.6
 
-# Voice and words of each phrase. A voice is a language and the dice that choose throat, rate and pitch.
+# A voice is a language and the dice that choose throat, rate and pitch.
 ANNE, BEN = ("en-GB", 4), ("en-US", 16)
 
+# Voice and words of each phrase.
 RECORDINGS = {
     "recording": (
         (ANNE, "please play music"),

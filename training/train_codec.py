@@ -34,8 +34,8 @@ _WARM_UP_STEPS = 100
 _WEIGHTS = {"text": 1.0, "pauses": 0.3, "states": 0.5, "phonemes": 0.5, "commitment": 1.0}
 # Silence is half of what there is, and what word begins nobody knows before it is spoken.
 _SILENCE_WEIGHT, _THIRD_WEIGHTS = 0.2, (0.3, 1.0, 2.0)
-# After this share of its last stage the codec normalises as it will when it is finished, not by what
-# happens to be in the batch.
+# After this share of its last stage the codec normalises as it will when it is finished, not by
+# what happens to be in the batch.
 _NORMS_LEARNT = 0.6
 # A token that the model said wrongly must not lead it astray.
 _TEXT_DROPOUT = 0.15
@@ -84,7 +84,7 @@ class Transcriber(nn.Module):
 
     def losses(self, batch: dict[str, Tensor], *, levels: int | None) -> tuple[Losses, Tensor]:
         """Losses with `levels` codebooks; none of them and no language model for None. Logits."""
-        latents = self.codec.latents(batch["loudness"])
+        latents = self.codec(batch["loudness"])
         if levels is None:
             parts, commitment = self.codec.project(latents), latents.new_zeros(())
             text_loss, pauses_loss = latents.new_zeros(()), latents.new_zeros(())
@@ -149,7 +149,9 @@ def optimiser(model: nn.Module, rate: float) -> torch.optim.AdamW:
 
 def half_the_bits() -> torch.autocast:
     """Matrix products in bfloat16 where the processor has instructions for them."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+    can = torch.cpu.get_capabilities()
+    has_instructions = any(can.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_instructions)
 
 
 def seed_everything(seed: int) -> None:
@@ -175,8 +177,8 @@ class Stage:
 # What two cores do in an hour.
 STAGES = (
     Stage("easy", 3000, 1.5e-3, easy=True, codebooks=False),
-    Stage("encoder", 10_000, 1e-3, easy=False, codebooks=False),
-    Stage("codec", 18_000, 1e-3, easy=False, codebooks=True),
+    Stage("encoder", 8000, 1e-3, easy=False, codebooks=False),
+    Stage("codec", 14_000, 1e-3, easy=False, codebooks=True),
 )
 
 
@@ -224,6 +226,7 @@ def main() -> None:
     shape = shapes.load()
     seed_everything(_SEED)
     model, streams = Transcriber(shape), Streams(arguments.features)
+    model.codec.compile()
     model.lm.compile()
     for number, stage in enumerate(STAGES):
         seed_everything(_SEED + number)

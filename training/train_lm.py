@@ -62,7 +62,7 @@ def encode(codec: Codec, streams: Streams, codebooks: int) -> dict[str, Tensor]:
     for indices in torch.arange(len(streams)).repeat(_HEARD).split(_BATCH):
         batch = streams.batch(indices)
         loudness = elsewhere(batch["loudness"], streams.noises(len(indices)))
-        tokens = codec.quantize(codec.latents(loudness), levels=codebooks)[2]
+        tokens = codec.quantize(codec(loudness), levels=codebooks)[2]
         parts["audio"].append(tokens.short())
         parts["text"].append(batch["text"].short())
         parts["pauses"].append(batch["pauses"].to(torch.int8))
