@@ -134,9 +134,10 @@ def schedule(step: int, steps: int) -> float:
 
 
 def accuracy(logits: Tensor, classes: Tensor, least: int) -> float:
-    """Share of the places with at least class `least` where that class is the likeliest."""
+    """Share of the places with at least class `least` where that is the likeliest; 1 of none."""
     due = classes >= least
-    return float((logits.argmax(-1) == classes)[due].float().mean())
+    right = (logits.argmax(-1) == classes)[due]
+    return float(right.float().mean()) if len(right) else 1.0
 
 
 def optimiser(model: nn.Module, rate: float) -> torch.optim.AdamW:
@@ -178,7 +179,7 @@ class Stage:
 STAGES = (
     Stage("easy", 3000, 1.5e-3, easy=True, codebooks=False),
     Stage("encoder", 8000, 1e-3, easy=False, codebooks=False),
-    Stage("codec", 14_000, 1e-3, easy=False, codebooks=True),
+    Stage("codec", 22_000, 1e-3, easy=False, codebooks=True),
 )
 
 
