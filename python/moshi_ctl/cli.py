@@ -33,7 +33,7 @@ from moshi_ctl import (
     transcribing,
     worker,
 )
-from moshi_ctl.client import DEFAULT_URL
+from moshi_ctl.addresses import DEFAULT_URL
 from moshi_ctl.config import Config
 from moshi_ctl.errors import ConfigError, MoshiCtlError, UsageError
 from moshi_ctl.monitoring import fetching, readiness, shipped_files, watching

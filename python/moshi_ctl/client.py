@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
@@ -21,9 +20,10 @@ from websockets.exceptions import (
     InvalidURI,
 )
 
-from moshi_ctl import audio, client_errors, protocol, tls
+from moshi_ctl import addresses, audio, client_errors, protocol
+from moshi_ctl.addresses import DEFAULT_URL
 from moshi_ctl.client_errors import OPEN_TIMEOUT_S
-from moshi_ctl.errors import ClientError, UsageError
+from moshi_ctl.errors import ClientError
 from moshi_ctl.keys import is_loopback
 from moshi_ctl.protocol import (
     FRAME_RATE_HZ,
@@ -37,11 +37,6 @@ from moshi_ctl.protocol import (
     Step,
     Word,
 )
-
-DEFAULT_PATH: Final = "/api/asr-streaming"
-"""Where Kyutai's configurations serve speech to text."""
-
-DEFAULT_URL: Final = f"ws://127.0.0.1:8080{DEFAULT_PATH}"
 
 LEAD_IN_S: Final = 1.0
 """Silence before the audio. The 2.6B model was trained with some; the others do not mind."""
@@ -88,10 +83,10 @@ class AsrClient:
             ClientError: When `url` is no WebSocket address.
             UsageError: When `ca` cannot be used, or `url` is not encrypted.
         """
-        self.url = _complete_url(url)
+        self.url = addresses.complete(url)
         # What errors show: a key may be in the query.
         self.place = self.url.partition("?")[0]
-        self._tls = _tls(self.url, ca)
+        self._tls = addresses.trust(self.url, ca)
         self._key = key
         self._connection: ClientConnection | None = None
 
@@ -480,35 +475,3 @@ class _Notes:
 
 def _silence(samples: int) -> Samples:
     return np.zeros(samples, dtype=np.float32)
-
-
-def _complete_url(url: str) -> str:
-    parts = urlsplit(url)
-    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
-    if scheme not in ("ws", "wss") or not parts.hostname or not _has_usable_port(parts):
-        raise ClientError(
-            f"{url.partition('?')[0]!r} is not the address of a server",
-            hint=f"write one like {DEFAULT_URL}",
-        )
-    path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
-    return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
-
-
-def _tls(url: str, ca: Path | str | None) -> ssl.SSLContext | bool | None:
-    """How the connection is encrypted: not, trusting what the system does, or trusting a file."""
-    is_encrypted = url.startswith("wss://")
-    if ca is None:
-        return True if is_encrypted else None
-    if not is_encrypted:
-        raise UsageError(
-            f"--ca: {url.partition('?')[0]} is not encrypted, so there is nothing to trust",
-            hint="write wss://, or leave out --ca",
-        )
-    return tls.trusting(ca)
-
-
-def _has_usable_port(parts: SplitResult) -> bool:
-    try:
-        return parts.port != 0
-    except ValueError:
-        return False

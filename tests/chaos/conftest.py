@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chaos.clean_streams import FreshServers, Heard, speech_and_echo
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import Samples
 from support import configs
 from support.worker import KEY, Worker, worker

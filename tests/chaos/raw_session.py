@@ -11,7 +11,7 @@ from chaos import raw_websocket
 from chaos.clean_streams import TAIL
 from chaos.raw_websocket import Headers, RawWebSocket
 from moshi_ctl import protocol
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import Event, Failure, Marker, Ready
 from support.worker import KEY
 

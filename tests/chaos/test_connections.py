@@ -11,7 +11,7 @@ from chaos.conftest import Start
 from chaos.processes import lanes_in_use, open_descriptors
 from chaos.raw_session import finish, join, next_event
 from chaos.raw_websocket import ConnectionEndedError, RefusedError
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import Ready
 from support import exposition
 from support.waiting import wait_until

@@ -26,7 +26,7 @@ from chaos.raw_session import (
     next_event,
 )
 from moshi_ctl import _native
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, Samples, Step, encode_audio
 from support import exposition, speech
 from support.exposition import ended

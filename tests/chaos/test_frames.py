@@ -23,7 +23,7 @@ from chaos.raw_session import (
     next_event,
 )
 from chaos.raw_websocket import Frame, Opcode, RefusedError, close_frame, fragments
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, Marker, Samples, encode_audio, encode_marker
 from support.worker import Worker
 

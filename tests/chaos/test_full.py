@@ -22,7 +22,8 @@ from chaos.raw_session import (
     join,
 )
 from chaos.raw_websocket import ConnectionEndedError, RawWebSocket, RefusedError
-from moshi_ctl.client import DEFAULT_PATH, AsrClient
+from moshi_ctl.addresses import DEFAULT_PATH
+from moshi_ctl.client import AsrClient
 from moshi_ctl.errors import NoFreeChannelsError
 from moshi_ctl.protocol import Samples
 from support import exposition

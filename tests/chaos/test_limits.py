@@ -22,7 +22,7 @@ from chaos.raw_session import (
     outcome,
 )
 from chaos.raw_websocket import ConnectionEndedError, Frame, Opcode, RefusedError, fragments
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import Samples
 from support import speech
 from support.http import Answer, request

@@ -25,7 +25,7 @@ from chaos.raw_session import (
     join,
     outcome,
 )
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import Marker, Samples
 from support import speech
 from support.http import request

@@ -19,7 +19,7 @@ from chaos.processes import lanes_in_use
 from chaos.raw_session import AUTHORIZED, encode
 from chaos.raw_websocket import RawWebSocket, RefusedError, close_frame
 from moshi_ctl import protocol
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, Event, Failure, Marker, Ready, Step, Word
 from support import exposition, speech
 from support.http import Answer, request

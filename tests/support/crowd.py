@@ -18,7 +18,7 @@ import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, encode_audio, encode_marker
 from support import speech
 from support.growth import Reading

@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 from websockets.frames import Frame, Opcode
 
-from moshi_ctl.client import DEFAULT_PATH
+from moshi_ctl.addresses import DEFAULT_PATH
 from moshi_ctl.protocol import FRAME_SAMPLES, SAMPLE_RATE_HZ, encode_audio, encode_marker
 from support.crowd import KEY_HEADER
 
