@@ -58,10 +58,16 @@ def _flite() -> Synthesizer:
     return Flite()
 
 
-def _pico() -> Synthesizer:
+def _pico_us() -> Synthesizer:
     from training.pico import Pico
 
-    return Pico()
+    return Pico("en-US")
+
+
+def _pico_gb() -> Synthesizer:
+    from training.pico import Pico
+
+    return Pico("en-GB")
 
 
 def _festival() -> Synthesizer:
@@ -86,8 +92,9 @@ PARTS = (
     Part("espeak", _espeak, 9000),
     Part("espeak_held_out", _espeak_held_out, 600),
     Part("flite", _flite, 4000),
-    Part("pico", _pico, 600),
+    Part("pico_us", _pico_us, 400),
     Part("festival", _festival, 2000),
+    Part("pico_gb", _pico_gb, 400),
 )
 
 

@@ -30,6 +30,13 @@ _SILENCE_S = 1.5
 _PAUSE_HEAD = 2
 _NOISE_MINUTES = 10
 
+# What the training has not heard, and the part of the corpus that has it.
+_VOICES = {
+    "espeak-ng, other voices": "espeak_held_out",
+    "SVOX Pico, American": "pico_us",
+    "SVOX Pico, British": "pico_gb",
+}
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -184,11 +191,8 @@ def only_others(corpus: Corpus) -> list[Utterance]:
 
 async def report(folder: Path, most: int | None) -> list[str]:
     """The lines of a Markdown report over at most so many utterances of each synthesizer."""
-    pico, espeak = Corpus(folder, "pico"), Corpus(folder, "espeak_held_out")
-    known = {
-        "SVOX Pico, not in training": only_known(pico)[:most],
-        "espeak-ng, other voices": only_known(espeak)[:most],
-    }
+    corpora = {voices: Corpus(folder, name) for voices, name in _VOICES.items()}
+    known = {voices: only_known(corpus)[:most] for voices, corpus in corpora.items()}
     lines = [
         "| speech | condition | words | WER | start off by | end off by | pause seen | early |",
         "|---|---|---|---|---|---|---|---|",
@@ -208,7 +212,7 @@ async def report(folder: Path, most: int | None) -> list[str]:
                 lines.append(_row(voices, condition, score(spoken, answers)))
                 print(lines[-1], flush=True)
         lines += ["", "| what is heard | minutes | false words a minute |", "|---|---|---|"]
-        for name, recordings in _wordless(pico, espeak).items():
+        for name, recordings in _wordless(corpora.values()).items():
             answers = await transcribe_all(server, recordings)
             minutes = sum(map(len, recordings)) / SAMPLE_RATE_HZ / 60
             words = sum(len(answer.words) for answer in answers)
@@ -227,7 +231,7 @@ def _row(voices: str, condition: str, total: Score) -> str:
     )
 
 
-def _wordless(*corpora: Corpus) -> dict[str, list[Samples]]:
+def _wordless(corpora: Iterable[Corpus]) -> dict[str, list[Samples]]:
     length, dice = 30 * SAMPLE_RATE_HZ, np.random.default_rng([_SEED, 2])
 
     def minutes(kind: noise.Noise) -> list[Samples]:

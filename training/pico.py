@@ -19,21 +19,23 @@ _MARGIN_S = 0.010
 
 
 class Pico:
-    """Statistical synthesis, at other rates and pitches, and played at other rates for throats."""
+    """Statistical synthesis, with rates, pitches and throats that people have.
+
+    It is played at another rate for another throat.
+    """
 
     name = "pico"
 
-    def __init__(self, languages: Sequence[str] = ("en-US", "en-GB")) -> None:
-        self._engines = [ttspico.TtsEngine(language) for language in languages]
-        for engine in self._engines:
-            engine.volume = 60
+    def __init__(self, language: str) -> None:
+        self._engine = ttspico.TtsEngine(language)
+        self._engine.volume = 60
 
     def speak(self, words: Sequence[str], dice: np.random.Generator) -> Utterance:
         """See `training.speech.Synthesizer`."""
-        engine = self._engines[dice.integers(len(self._engines))]
-        throat = dice.uniform(0.82, 1.15)
-        engine.rate = int(dice.uniform(65, 130) / throat)
-        engine.pitch = int(np.clip(100 * np.exp(dice.uniform(-0.65, 0.3)), 50, 200))
+        engine = self._engine
+        throat = dice.uniform(0.93, 1.08)
+        engine.rate = int(dice.uniform(80, 125) / throat)
+        engine.pitch = int(100 * np.exp(dice.uniform(-0.3, 0.25)))
         longest_gap_s = dice.choice([0.02, 0.1, 0.4])
         pieces: list[Samples] = [_silence(0.05)]
         starts_s, length = [], len(pieces[0])

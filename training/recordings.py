@@ -61,7 +61,7 @@ def recording(phrases: tuple[tuple[tuple[str, int], str], ...]) -> tuple[Samples
     silence = np.zeros(int(_GAP_S * SAMPLE_RATE_HZ), np.float32)
     parts.append(silence)
     for (language, seed), phrase in phrases:
-        spoken = Pico([language]).speak(phrase.split(), np.random.default_rng(seed))
+        spoken = Pico(language).speak(phrase.split(), np.random.default_rng(seed))
         words += [Word(w.text, at_s + w.start_s, at_s + w.end_s) for w in spoken.words]
         parts += [spoken.samples, silence]
         at_s += (len(spoken.samples) + len(silence)) / SAMPLE_RATE_HZ

@@ -34,9 +34,6 @@ _WARM_UP_STEPS = 100
 _WEIGHTS = {"text": 1.0, "pauses": 0.3, "states": 0.5, "phonemes": 0.5, "commitment": 1.0}
 # Silence is half of what there is, and what word begins nobody knows before it is spoken.
 _SILENCE_WEIGHT, _THIRD_WEIGHTS = 0.2, (0.3, 1.0, 2.0)
-# After this share of its last stage the codec normalises as it will when it is finished, not by
-# what happens to be in the batch.
-_NORMS_LEARNT = 0.6
 # A token that the model said wrongly must not lead it astray.
 _TEXT_DROPOUT = 0.15
 
@@ -173,13 +170,17 @@ class Stage:
     """Whether it hears easy streams only."""
     codebooks: bool
     """Whether the quantizer and the language model take part."""
+    norms_learnt: float = 1.0
+    """The share of its steps after which the codec normalises as it will when it is finished, and
+    no longer by what happens to be in the batch."""
 
 
-# What two cores do in an hour.
+# What two cores do in an hour and three quarters.
 STAGES = (
     Stage("easy", 3000, 1.5e-3, easy=True, codebooks=False),
     Stage("encoder", 8000, 1e-3, easy=False, codebooks=False),
-    Stage("codec", 22_000, 1e-3, easy=False, codebooks=True),
+    Stage("joint", 22_000, 1e-3, easy=False, codebooks=True, norms_learnt=0.6),
+    Stage("codec", 6000, 5e-4, easy=False, codebooks=True, norms_learnt=0.0),
 )
 
 
@@ -197,9 +198,9 @@ def train(model: Transcriber, streams: Streams, stage: Stage, codebooks: int) ->
         batch["loudness"] = elsewhere(batch["loudness"], noises)
         for group in optimizer.param_groups:
             group["lr"] = stage.rate * schedule(step, stage.steps)
+        model.codec.norms.train(step < stage.norms_learnt * stage.steps)
         levels = None
         if stage.codebooks:
-            model.codec.norms.train(step < _NORMS_LEARNT * stage.steps)
             # Few codebooks now and then, so that the first ones say what matters most.
             levels = random.choice([codebooks, codebooks, random.randint(1, codebooks)])
         with half_the_bits():
