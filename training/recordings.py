@@ -24,7 +24,7 @@ _RATE_HZ = 16_000
 _GAP_S = 0.6
 
 # A voice is a language and the dice that choose throat, rate and pitch.
-ANNE, BEN = ("en-GB", 4), ("en-US", 16)
+ANNE, BEN = ("en-US", 11), ("en-US", 4)
 
 # Voice and words of each phrase.
 RECORDINGS = {
@@ -34,7 +34,7 @@ RECORDINGS = {
         (BEN, "close window"),
         (ANNE, "television off"),
         (ANNE, "one two three"),
-        (ANNE, "cancel alarm"),
+        (ANNE, "send message"),
         (ANNE, "black white yellow"),
         (ANNE, "thanks goodbye"),
     ),
