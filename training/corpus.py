@@ -160,15 +160,15 @@ class Corpus:
 
 
 def main() -> None:
-    """Makes all parts, two at a time."""
+    """Makes all parts, two at a time, and the pronunciations when they are there."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    write_pronunciations(folder)
     with ProcessPoolExecutor(2) as pool:
         for done in [pool.submit(make, folder, part) for part in PARTS]:
             done.result()
+    write_pronunciations(folder)
 
 
 if __name__ == "__main__":
