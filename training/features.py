@@ -35,8 +35,8 @@ _PLACES, _MOST_DB = 5, 8.0
 # So many bands next to each other may be missing.
 _MOST_MISSING = 5
 _NOISE_CHANCE, _LEAST_SNR_DB, _MOST_SNR_DB = 0.6, -2.0, 28.0
-# Quieter than the loudest by this is no speech.
-_SILENCE = 1e-3
+# Less than this share of the loudest moment's power is no speech, and a level below this no sound.
+_LEAST_SHARE, _LEAST_LEVEL = 1e-3, 1e-3
 
 
 class Streams:
@@ -119,9 +119,9 @@ def _present(streams: int, bands: int) -> Tensor:
 def _level(loudness: Tensor) -> Tensor:
     """Of each stream where it is not silent; 1 for silence. B × time × bands → B."""
     power = loudness.square().mean(2)
-    active = power > _SILENCE * power.amax(1, keepdim=True)
+    active = power > _LEAST_SHARE * power.amax(1, keepdim=True)
     level = ((power * active).sum(1) / active.sum(1).clamp(min=1)).sqrt()
-    return torch.where(level < _SILENCE, 1.0, level)
+    return torch.where(level < _LEAST_LEVEL, 1.0, level)
 
 
 _mixer: Mixer

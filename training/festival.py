@@ -24,9 +24,9 @@ class Festival:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        self._process = self._started()
+        self._start()
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _start(self) -> None:
         self._process = subprocess.Popen(
             ["festival", "--pipe"],
             stdin=subprocess.PIPE,
@@ -36,7 +36,6 @@ class Festival:
         )
         if self._ask(f"({_VOICE})") is None:
             raise OSError(f"festival has no {_VOICE}; on Debian: apt-get install festvox-kdlpc16k")
-        return self._process
 
     def speak(self, words: Sequence[str], dice: np.random.Generator) -> Utterance | None:
         """See `training.speech.Synthesizer`."""
@@ -53,7 +52,7 @@ class Festival:
             " (utt.relation.items said 'Word))"
         )
         if printed is None:
-            self._process = self._started()
+            self._start()
             return None
         starts_s = [float(line) for line in printed]
         if len(starts_s) != len(words):

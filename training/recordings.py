@@ -24,14 +24,14 @@ _RATE_HZ = 16_000
 _GAP_S = 0.6
 
 # A voice is a language and the dice that choose throat, rate and pitch.
-ANNE, BEN = ("en-US", 11), ("en-US", 4)
+ANNE, BETH = ("en-US", 11), ("en-US", 4)
 
 # Voice and words of each phrase.
 RECORDINGS = {
     "recording": (
         (ANNE, "please play music"),
         (ANNE, "turn left"),
-        (BEN, "close window"),
+        (BETH, "close window"),
         (ANNE, "television off"),
         (ANNE, "one two three"),
         (ANNE, "send message"),
