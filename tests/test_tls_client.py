@@ -15,10 +15,10 @@ import msgpack
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from moshi_ctl import tls
+from moshi_ctl import addresses, tls
 from moshi_ctl.client import AsrClient
 from moshi_ctl.errors import ClientError, UsageError
-from moshi_ctl.monitoring import fetching, readiness, scrapes
+from moshi_ctl.monitoring import readiness, scrapes
 from support import certificates, cli, expositions, speech
 from support.certificates import Files
 from support.expositions import Module
@@ -120,7 +120,7 @@ def test_a_session_without_encryption_where_there_should_be_some() -> None:
 
 def test_metrics_and_readiness_of_a_server_that_is_trusted(files: Files) -> None:
     with encrypted_server(files) as url:
-        trust = fetching.trust(url, files.authority)
+        trust = addresses.trust(url, files.authority)
         assert scrapes.scrape(url, trust=trust).metrics.modules[0].frames == 5
         assert readiness.look(url, trust=trust).state is readiness.State.READY
         with pytest.raises(ClientError, match="its certificate is not trusted") as caught:
@@ -177,7 +177,7 @@ def test_authorities_that_are_none(content: bytes | None, said: str, tmp_path: P
     assert str(path) in caught.value.message
     assert caught.value.hint
     with pytest.raises(UsageError, match=said):
-        fetching.trust("https://127.0.0.1:1", path)
+        addresses.trust("https://127.0.0.1:1", path)
 
 
 def test_files_of_a_worker(files: Files, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Addresses of speech-to-text servers, as people write them."""
+"""Addresses of servers, as people write them, and whom to trust there."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def complete(url: str) -> str:
     return urlunsplit((scheme, parts.netloc, path, parts.query, ""))
 
 
-def trust(url: str, ca: Path | str | None) -> ssl.SSLContext | bool | None:
-    """How the connection is encrypted: not, trusting what the system does, or trusting a file.
+def trust(url: str, ca: Path | str | None) -> ssl.SSLContext | None:
+    """What to ask the server at `url` with, when it is to be trusted by a file of certificates.
 
     Raises:
-        UsageError: When `ca` cannot be used, or `url` is not encrypted.
+        UsageError: When `ca` holds none, or `url` is not encrypted.
     """
-    is_encrypted = url.startswith("wss://")
     if ca is None:
-        return True if is_encrypted else None
-    if not is_encrypted:
+        return None
+    scheme = urlsplit(url).scheme
+    if scheme not in ("https", "wss"):
         raise UsageError(
             f"--ca: {url.partition('?')[0]} is not encrypted, so there is nothing to trust",
-            hint="write wss://, or leave out --ca",
+            hint=f"write {scheme}s://, or leave out --ca",
         )
     return tls.trusting(ca)
 

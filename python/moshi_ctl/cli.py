@@ -12,6 +12,7 @@ import typer
 
 from moshi_ctl import (
     __version__,
+    addresses,
     bench,
     checkpoint,
     config,
@@ -373,7 +374,7 @@ def _metrics(
 ) -> None:
     """Show what a running server measures: lanes, step times, missed deadlines, warm-up."""
     base = fetching.base_address(url)
-    trust = fetching.trust(base, ca)
+    trust = addresses.trust(base, ca)
     if watch:
         every_s = every or watching.DEFAULT_EVERY_S
         watching.watch(base, every_s=every_s, as_json=as_json, trust=trust)
@@ -396,7 +397,7 @@ def _warmup(
     if timeout is not None and not wait:
         raise UsageError("--timeout: nothing is waited for", hint="add --wait")
     wait_s = readiness.DEFAULT_TIMEOUT_S if timeout is None else timeout
-    trust = fetching.trust(base, ca)
+    trust = addresses.trust(base, ca)
     readiness.run(base, wait_s=wait_s if wait else None, as_json=as_json, trust=trust)
 
 

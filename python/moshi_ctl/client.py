@@ -86,7 +86,7 @@ class AsrClient:
         self.url = addresses.complete(url)
         # What errors show: a key may be in the query.
         self.place = self.url.partition("?")[0]
-        self._tls = addresses.trust(self.url, ca)
+        self._trusted = addresses.trust(self.url, ca)
         self._key = key
         self._connection: ClientConnection | None = None
 
@@ -110,7 +110,7 @@ class AsrClient:
                 # With a limit, close() would hang while unread messages keep the queue full.
                 max_queue=None,
                 proxy=None if is_loopback(host) else True,
-                ssl=self._tls,
+                ssl=self._trusted or self.url.startswith("wss://") or None,
             )
         except (OSError, InvalidHandshake, InvalidURI, ValueError) as error:
             raise client_errors.refused(self.place, error, has_key=self._key is not None) from error

@@ -12,7 +12,6 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -105,22 +104,6 @@ def base_address(url: str) -> str:
         prefix = ""  # A module may be served at any path.
     name = f"[{host}]" if ":" in host else host
     return f"{scheme}://{name}{'' if port is None else f':{port}'}{prefix}"
-
-
-def trust(base: str, authorities: Path | None) -> ssl.SSLContext | None:
-    """What to ask the server at `base` with, when it is to be trusted by a file of certificates.
-
-    Raises:
-        UsageError: When the file holds none, or the address is not encrypted.
-    """
-    if authorities is None:
-        return None
-    if not base.startswith("https://"):
-        raise UsageError(
-            f"--ca: {base} is not encrypted, so there is nothing to trust",
-            hint="write https://, or leave out --ca",
-        )
-    return tls.trusting(authorities)
 
 
 def get(url: str, *, timeout_s: float = TIMEOUT_S, trust: ssl.SSLContext | None = None) -> Answer:
