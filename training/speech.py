@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,8 @@ Samples = npt.NDArray[np.float32]
 # A word ends where the last window louder than its loudest one less this ends.
 _SILENCE_DB = 32.0
 _WINDOW_S = 0.010
+# Of a word spoken alone: its loudest sample less this is where it begins and ends, with some more.
+_ALONE_SILENCE_DB, _ALONE_MARGIN_S = 40.0, 0.010
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,42 @@ def utterance(
         for word, start_s, limit_s in zip(words, starts_s, limits_s, strict=True)
     ]
     return Utterance(samples, tuple(spoken))
+
+
+def word_by_word(
+    words: Sequence[str],
+    say: Callable[[str], Samples],
+    rate_hz: float,
+    dice: np.random.Generator,
+) -> Utterance:
+    """Words that `say` says one at a time, put together.
+
+    So it is known when each is said, by whatever synthesizer. Gaps are up to 0.4 s.
+    """
+    longest_gap_s = dice.choice([0.02, 0.1, 0.4])
+    pieces: list[Samples] = [_silence(0.05, rate_hz)]
+    starts_s, length = [], len(pieces[0])
+    for word in words:
+        spoken = _trimmed(say(word + dice.choice([".", ".", "?", "!"])), rate_hz)
+        starts_s.append(length / rate_hz)
+        pieces += [spoken, _silence(dice.uniform(0, longest_gap_s), rate_hz)]
+        length += len(spoken) + len(pieces[-1])
+    pieces.append(_silence(0.1, rate_hz))
+    return utterance(np.concatenate(pieces), rate_hz, words, starts_s)
+
+
+def _silence(seconds: float, rate_hz: float) -> Samples:
+    return np.zeros(int(seconds * rate_hz), np.float32)
+
+
+def _trimmed(samples: Samples, rate_hz: float) -> Samples:
+    """Without the silence around it, and with edges that do not click."""
+    quiet = np.abs(samples).max() * 10 ** (-_ALONE_SILENCE_DB / 20)
+    loud = np.flatnonzero(np.abs(samples) > quiet)
+    margin = int(_ALONE_MARGIN_S * rate_hz)
+    first, last = max(loud[0] - margin, 0), min(loud[-1] + margin, len(samples))
+    edge = np.minimum(np.arange(last - first), margin) / margin
+    return samples[first:last] * (edge * edge[::-1]).astype(np.float32)
 
 
 def _word(text: str, start_s: float, limit_s: float, samples: Samples) -> Word:

@@ -19,7 +19,18 @@ FRAMES = 125
 _LENGTH = FRAMES * FRAME_SAMPLES
 # Room for the longest echo; a product of small primes.
 _FFT_SIZE = _LENGTH + SAMPLE_RATE_HZ // 2
-_SHARES = {"espeak": 0.24, "hibari": 0.26, "joe": 0.15, "flite": 0.27, "festival": 0.08}
+_SHARES = {
+    "espeak": 0.2,
+    "hibari": 0.18,
+    "joe": 0.11,
+    "flite": 0.17,
+    "festival": 0.06,
+    "rhvoice": 0.13,
+    "kokoro_us": 0.06,
+    "kokoro_gb": 0.09,
+}
+# Half of the utterances are played slower or faster, pitch and throat included.
+_SLOWEST, _FASTEST = 0.82, 1.22
 _NOISES = 60
 _EARLY_FRAMES = 2
 # Tokens of a SentencePiece model: four special ones come first.
@@ -163,7 +174,7 @@ class Mixer:
         while at_s < FRAMES / FRAME_RATE_HZ:
             corpus = self._corpora[dice.choice(len(self._corpora), p=self._shares)]
             utterance = corpus[int(dice.integers(len(corpus)))]
-            speed = dice.uniform(0.87, 1.15) if dice.random() < 0.5 else 1.0
+            speed = dice.uniform(_SLOWEST, _FASTEST) if dice.random() < 0.5 else 1.0
             samples = faster(utterance.samples, speed)
             first = int(at_s * SAMPLE_RATE_HZ)
             part = mix[first : first + len(samples)]
