@@ -10,7 +10,7 @@ from moshi_ctl.demo import vocabulary
 from moshi_ctl.protocol import FRAME_RATE_HZ, FRAME_SAMPLES, SAMPLE_RATE_HZ
 from training import shape, streams
 from training.evaluate import aligned
-from training.speech import Word
+from training.speech import Word, word_by_word
 from training.vocabulary import DIGITS, OTHER_WORDS, WORDS
 
 FRAMES = 60
@@ -74,6 +74,32 @@ def test_pauses_begin_when_their_time_has_passed() -> None:
         assert after[0] * FRAME_S == pytest.approx(0.8 + pause_s, abs=1.01 * FRAME_S)
         assert list(after) == list(range(after[0], FRAMES))
         assert not any(0.4 < frame * FRAME_S <= 0.8 for frame in frames)
+
+
+def test_words_spoken_one_at_a_time_are_where_they_are_heard() -> None:
+    rate_hz = 16_000
+    lengths_s = {"go": 0.2, "stop": 0.35, "yes": 0.5}
+
+    def say(text: str) -> np.ndarray:
+        """A tone with as much silence around it as synthesizers leave."""
+        tone = np.sin(np.arange(lengths_s[text.rstrip(".?!")] * rate_hz) / 5)
+        return np.pad(0.3 * tone, (1500, 3000)).astype(np.float32)
+
+    for seed in range(10):
+        spoken = word_by_word(list(lengths_s), say, rate_hz, np.random.default_rng(seed))
+        assert [word.text for word in spoken.words] == list(lengths_s)
+        loud = np.abs(spoken.samples) > 0.05
+        ended_s = 0.0
+        for word in spoken.words:
+            assert word.start_s >= ended_s
+            assert word.end_s - word.start_s == pytest.approx(lengths_s[word.text], abs=0.03)
+            inside = loud[int(word.start_s * SAMPLE_RATE_HZ) : int(word.end_s * SAMPLE_RATE_HZ)]
+            assert inside.mean() > 0.8
+            between = loud[
+                int((ended_s + 0.01) * SAMPLE_RATE_HZ) : int(word.start_s * SAMPLE_RATE_HZ)
+            ]
+            assert between.sum() == 0
+            ended_s = word.end_s
 
 
 def test_states_are_thirds_of_words() -> None:
