@@ -24,7 +24,7 @@ _RATE_HZ = 16_000
 _GAP_S = 0.6
 
 # A voice is a language and the dice that choose throat, rate and pitch.
-ANNE, BETH = ("en-US", 11), ("en-US", 4)
+ANNE, BETH, CARA, DORA = ("en-US", 11), ("en-US", 4), ("en-US", 3), ("en-US", 5)
 
 # Voice and words of each phrase.
 RECORDINGS = {
@@ -39,7 +39,7 @@ RECORDINGS = {
         (ANNE, "thanks goodbye"),
     ),
     "digits": (
-        (ANNE, "zero one two three four"),
+        (DORA, "zero one two three four"),
         (ANNE, "nine two seven one"),
         (ANNE, "one two three"),
     ),
@@ -50,7 +50,7 @@ RECORDINGS = {
         (ANNE, "close window"),
         (ANNE, "delete message"),
         (ANNE, "camera on"),
-        (ANNE, "yes please"),
+        (CARA, "yes please"),
     ),
 }
 
