@@ -21,7 +21,7 @@ from training.shape import SAMPLE_RATE_HZ
 from training.speech import Samples, Word
 
 _RATE_HZ = 16_000
-_GAP_S = 0.6
+_GAP_S = 0.9
 
 # A voice is a language and the dice that choose throat, rate and pitch.
 ANNE, BETH, CARA, DORA = ("en-US", 11), ("en-US", 4), ("en-US", 3), ("en-US", 5)
