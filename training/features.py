@@ -34,7 +34,7 @@ _MOST_BANDS = 1.5
 _PLACES, _MOST_DB = 5, 8.0
 # So many bands next to each other may be missing.
 _MOST_MISSING = 5
-_NOISE_CHANCE, _LEAST_SNR_DB, _MOST_SNR_DB = 0.6, -2.0, 28.0
+_NOISE_CHANCE, _LEAST_SNR_DB, _MOST_SNR_DB = 0.7, -2.0, 22.0
 # Less than this share of the loudest moment's power is no speech, and a level below this no sound.
 _LEAST_SHARE, _LEAST_LEVEL = 1e-3, 1e-3
 
@@ -164,8 +164,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--streams", type=int, default=8000)
-    parser.add_argument("--easy", type=int, default=2000)
+    parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--easy", type=int, default=2500)
     parser.add_argument("--noises", type=int, default=800)
     arguments = parser.parse_args()
     folder: Path = arguments.folder

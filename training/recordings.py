@@ -24,7 +24,7 @@ _RATE_HZ = 16_000
 _GAP_S = 0.9
 
 # A voice is a language and the dice that choose throat, rate and pitch.
-ANNE, BETH, CARA, DORA = ("en-US", 11), ("en-US", 4), ("en-US", 3), ("en-US", 5)
+ANNE, BETH, CARA = ("en-US", 14), ("en-US", 15), ("en-US", 9)
 
 # Voice and words of each phrase.
 RECORDINGS = {
@@ -33,21 +33,21 @@ RECORDINGS = {
         (ANNE, "turn left"),
         (BETH, "close window"),
         (ANNE, "television off"),
-        (ANNE, "one two three"),
-        (ANNE, "send message"),
-        (ANNE, "black white yellow"),
+        (CARA, "one two three"),
+        (BETH, "send message"),
+        (CARA, "black white yellow"),
         (ANNE, "thanks goodbye"),
     ),
     "digits": (
-        (DORA, "zero one two three four"),
-        (ANNE, "nine two seven one"),
-        (ANNE, "one two three"),
+        (ANNE, "zero one two three four"),
+        (BETH, "nine two seven one"),
+        (CARA, "one two three"),
     ),
     "commands": (
-        (ANNE, "stop music"),
+        (BETH, "stop music"),
         (ANNE, "send message"),
-        (ANNE, "turn right"),
-        (ANNE, "close window"),
+        (CARA, "turn right"),
+        (BETH, "close window"),
         (ANNE, "delete message"),
         (ANNE, "camera on"),
         (CARA, "yes please"),

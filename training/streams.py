@@ -21,13 +21,13 @@ _LENGTH = FRAMES * FRAME_SAMPLES
 _FFT_SIZE = _LENGTH + SAMPLE_RATE_HZ // 2
 _SHARES = {
     "espeak": 0.2,
-    "hibari": 0.18,
+    "hibari": 0.14,
     "joe": 0.11,
     "flite": 0.17,
     "festival": 0.06,
-    "rhvoice": 0.13,
+    "rhvoice": 0.14,
     "kokoro_us": 0.06,
-    "kokoro_gb": 0.09,
+    "kokoro_gb": 0.12,
 }
 # Half of the utterances are played slower or faster, pitch and throat included.
 _SLOWEST, _FASTEST = 0.82, 1.22

@@ -179,7 +179,7 @@ class Stage:
 STAGES = (
     Stage("easy", 3000, 1.5e-3, easy=True, codebooks=False),
     Stage("encoder", 8000, 1e-3, easy=False, codebooks=False),
-    Stage("joint", 22_000, 1e-3, easy=False, codebooks=True, norms_learnt=0.6),
+    Stage("joint", 26_000, 1e-3, easy=False, codebooks=True, norms_learnt=0.6),
     Stage("codec", 6000, 5e-4, easy=False, codebooks=True, norms_learnt=0.0),
 )
 
