@@ -24,7 +24,7 @@ _RATE_HZ = 16_000
 _GAP_S = 0.9
 
 # A voice is a language and the dice that choose throat, rate and pitch.
-ANNE, BETH, CARA = ("en-US", 14), ("en-US", 15), ("en-US", 9)
+ANNE, BETH, CARA, DORA = ("en-US", 14), ("en-US", 15), ("en-US", 9), ("en-US", 7)
 
 # Voice and words of each phrase.
 RECORDINGS = {
@@ -39,7 +39,7 @@ RECORDINGS = {
         (ANNE, "thanks goodbye"),
     ),
     "digits": (
-        (ANNE, "zero one two three four"),
+        (DORA, "zero one two three four"),
         (BETH, "nine two seven one"),
         (CARA, "one two three"),
     ),
