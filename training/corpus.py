@@ -96,26 +96,34 @@ def _festival() -> Synthesizer:
 
 @dataclass(frozen=True)
 class Part:
-    """The utterances of one synthesizer."""
+    """The utterances of one synthesizer.
+
+    Attributes:
+        name: Of its files.
+        synthesizer: Makes it, in the process that makes the part.
+        utterances: How many it is asked for.
+        dice: The number of its dice, so that it stays the same whatever other parts there are.
+    """
 
     name: str
     synthesizer: Callable[[], Synthesizer]
     utterances: int
+    dice: int
 
 
-# The slowest two last, side by side. A part's dice depend on its place.
+# The slowest two last, side by side.
 PARTS = (
-    Part("joe", _joe, 2600),
-    Part("hibari", _hibari, 6000),
-    Part("espeak", _espeak, 9000),
-    Part("espeak_held_out", _espeak_held_out, 600),
-    Part("flite", _flite, 4000),
-    Part("pico_us", _pico_us, 400),
-    Part("festival", _festival, 2000),
-    Part("pico_gb", _pico_gb, 400),
-    Part("rhvoice", _rhvoice, 4000),
-    Part("kokoro_us", _kokoro_us, 1100),
-    Part("kokoro_gb", _kokoro_gb, 1500),
+    Part("joe", _joe, 2600, 0),
+    Part("hibari", _hibari, 6000, 1),
+    Part("espeak", _espeak, 9000, 2),
+    Part("espeak_held_out", _espeak_held_out, 600, 3),
+    Part("flite", _flite, 4000, 4),
+    Part("pico_us", _pico_us, 400, 5),
+    Part("festival", _festival, 2000, 6),
+    Part("pico_gb", _pico_gb, 400, 7),
+    Part("rhvoice", _rhvoice, 4000, 8),
+    Part("kokoro_us", _kokoro_us, 1100, 8),
+    Part("kokoro_gb", _kokoro_gb, 1500, 9),
 )
 
 
@@ -137,7 +145,7 @@ def make(folder: Path, part: Part) -> None:
     synthesizer = part.synthesizer()
     pieces, index, offset = [], [], 0
     for number in range(part.utterances):
-        dice = np.random.default_rng([_SEED, PARTS.index(part), number])
+        dice = np.random.default_rng([_SEED, part.dice, number])
         spoken = synthesizer.speak(words_to_say(dice), dice)
         if spoken is None:
             continue
@@ -186,7 +194,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(2) as pool:
+    # A process for each: espeak-ng remembers what it has said before.
+    with ProcessPoolExecutor(2, max_tasks_per_child=1) as pool:
         for done in [pool.submit(make, folder, part) for part in PARTS]:
             done.result()
     write_pronunciations(folder)
