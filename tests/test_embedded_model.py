@@ -118,7 +118,8 @@ def test_all_lanes_at_once_hear_what_one_hears_alone(embedded: Worker) -> None:
 
 
 @pytest.mark.parametrize("rate_hz", [8_000, 44_100])
-@pytest.mark.parametrize(("name", "suffix"), [("digits", "wav"), ("commands", "flac")])
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+@pytest.mark.parametrize("name", NAMES)
 def test_files_of_other_rates(
     embedded: Worker, tmp_path: Path, name: str, suffix: str, rate_hz: int
 ) -> None:
