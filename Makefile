@@ -33,7 +33,10 @@ export PIP_QUIET := 1
 unexport PYTHONHOME PYTHONPATH
 
 MANIFEST := --manifest-path rust/Cargo.toml
-RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' \) -print)
+RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -name '*.toml' -o -name '*.lock' -o -name '*.cu*' \) -print)
+
+# The kernels for NVIDIA's cards, and what runs them on the processor.
+KERNELS := $(wildcard rust/engine/kernels/* rust/emulator/driver/*)
 
 .PHONY: help setup faults demo test soak fuzz lint format docs bench wheel clean
 
@@ -41,6 +44,10 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/extension ## Install everything and build the extension
+
+# As build-system in pyproject.toml has them.
+BUILD_TOOLS := 'maturin>=1.9,<2' 'cmake>=3.20' \
+	"nvidia-cuda-nvrtc-cu12==12.0.140; platform_machine == 'x86_64' and sys_platform == 'linux'"
 
 $(VENV)/tools: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "no Python 3.10 or newer with venv on the PATH" >&2; \
@@ -50,7 +57,7 @@ $(VENV)/tools: pyproject.toml
 	@echo "environment: $(VENV)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing build tools ..."
-	@pip install 'maturin>=1.9,<2' 'cmake>=3.20'
+	@pip install $(BUILD_TOOLS)
 	@touch $@
 
 $(VENV)/extension: $(VENV)/tools $(RUST_SOURCES)
@@ -65,7 +72,7 @@ PYTHON_SOURCES := $(shell find python/moshi_ctl -name '*.py')
 faults: $(FAULTS)/built ## Build a server whose model can be made to fail
 
 $(FAULTS)/built: $(VENV)/extension $(PYTHON_SOURCES)
-	cargo build --release --locked $(MANIFEST) --package moshi-ctl-extension --features faults
+	cargo build --release --locked $(MANIFEST) --package moshi-ctl-extension --features faults,cuda
 	@python scripts/faulty_package.py rust/target/release/lib_native.so $(FAULTS)
 	@touch $@
 
@@ -84,10 +91,11 @@ fuzz: $(VENV)/tools ## Fuzz what reads what others wrote, FUZZ_SECONDS (60) for 
 
 lint: setup ## Check format, lints and types of everything
 	cargo fmt $(MANIFEST) --all --check
-	cargo clippy --locked $(MANIFEST) --workspace --all-targets --release -- -D warnings
-	cargo clippy --locked $(MANIFEST) --package moshi-ctl-extension --features faults --release -- -D warnings
+	cargo clippy --locked $(MANIFEST) --workspace --all-targets --features moshi-ctl-extension/cuda --release -- -D warnings
+	cargo clippy --locked $(MANIFEST) --package moshi-ctl-extension --features faults,cuda --release -- -D warnings
 	@# The fuzz targets have a lock file of their own, which follows the dependencies of the others.
 	cargo metadata --locked --manifest-path rust/fuzz/Cargo.toml --format-version 1 >/dev/null
+	clang-format --dry-run -Werror $(KERNELS)
 	ruff check
 	ruff format --check
 	mypy
@@ -95,6 +103,7 @@ lint: setup ## Check format, lints and types of everything
 
 format: setup ## Format everything
 	cargo fmt $(MANIFEST) --all
+	clang-format -i $(KERNELS)
 	ruff check --fix-only
 	ruff format
 

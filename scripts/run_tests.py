@@ -46,7 +46,7 @@ def main() -> None:
     rust_code, rust = _run(
         [
             *("cargo", "test", "--locked", "--release", "--workspace", "--no-fail-fast"),
-            *("--manifest-path", "rust/Cargo.toml"),
+            *("--manifest-path", "rust/Cargo.toml", "--features", "moshi-ctl-extension/cuda"),
         ],
         _count_cargo,
     )

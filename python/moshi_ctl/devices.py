@@ -16,10 +16,11 @@ METAL: Final = "metal"
 CUDA: Final = "cuda"
 FIRST_CUDA: Final = "cuda:0"
 
-# The CUDA that builds with CUDA are made with; drivers serve that and older ones.
-REQUIRED_CUDA: Final = (13, 0)
-REQUIRED_DRIVER: Final = 580
-# Turing: CUDA 13 compiles for nothing older.
+# The CUDA whose compiler makes the kernels; drivers serve that and older ones. The engine asks for
+# the same (rust/engine/src/cuda/driver.rs).
+REQUIRED_CUDA: Final = (12, 0)
+REQUIRED_DRIVER: Final = 525
+# Turing: what the kernels are compiled for, and newer cards compile on.
 LEAST_COMPUTE_CAPABILITY: Final = (7, 5)
 
 # Of a Mac's memory, what Metal lets its graphics processor use.

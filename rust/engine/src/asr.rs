@@ -14,8 +14,12 @@ use crate::candle::CandleBackend;
 use crate::checkpoint::Checkpoint;
 use crate::conditioner::Conditioning;
 use crate::cpu::CpuBackend;
+#[cfg(cuda)]
+use crate::cuda::CudaBackend;
 use crate::device;
-use crate::precision::{self, PrecisionChoice};
+#[cfg(cuda)]
+use crate::device::Opened;
+use crate::precision::{self, DeviceKind, PrecisionChoice};
 use crate::sampling::Sampler;
 use crate::weights::{Kernels, Model, Placement, Weights};
 
@@ -113,12 +117,12 @@ impl AsrModel {
     pub fn load(spec: &AsrSpec) -> Result<Self, EngineError> {
         let shape = &spec.shape;
         shape.check().map_err(|e| EngineError::new(format!("model section: {e}")))?;
-        let (device_name, device) = device::open(spec.device)?;
-        let kernels = if device.is_cpu() { spec.kernels } else { Kernels::Candle };
-        let kind = device::kind(&device)?;
+        let (device_name, opened) = device::open(spec.device)?;
+        let kind = opened.kind();
+        let kernels = if kind == DeviceKind::Metal { Kernels::Candle } else { spec.kernels };
         let choice = precision::choose(kind, kernels, spec.precision, spec.kv_precision)?;
         let PrecisionChoice { precision, kv_precision, .. } = choice;
-        let lm_placement = Placement { device, precision, kv_precision };
+        let lm_placement = Placement { device: opened.of_tensors(), precision, kv_precision };
         // Audio tokens decide everything after them, so the codec stays in full precision, as
         // published.
         let codec_placement = Placement {
@@ -132,6 +136,10 @@ impl AsrModel {
         let codec_file = Checkpoint::open(&spec.audio_tokenizer_file)?;
         let codec = Weights::new(&codec_file, &codec_placement);
         let backend: Box<dyn Backend> = match kernels {
+            #[cfg(cuda)]
+            _ if let Opened::Cuda(card) = &opened => {
+                Box::new(CudaBackend::load(card, &model, &codec, &lm)?)
+            }
             Kernels::Own => Box::new(CpuBackend::load(&model, &codec, &lm, spec.threads)?),
             Kernels::Candle => Box::new(CandleBackend::load(&model, &codec, &lm)?),
         };

@@ -1,74 +1,83 @@
 //! The devices models run on.
 
+#[cfg(cuda)]
+use std::sync::Arc;
+
 use candle_core::Device;
 use moshi_ctl_core::DeviceName;
 
 use crate::EngineError;
+#[cfg(cuda)]
+use crate::cuda::Card;
 use crate::precision::DeviceKind;
+
+/// Where a model is put.
+pub(crate) enum Opened {
+    /// A device of candle's: the CPU, or Metal.
+    Candle(Device),
+    #[cfg(cuda)]
+    Cuda(Arc<Card>),
+}
 
 /// What this build can run on besides the CPU. A device of that sort need not exist.
 pub fn accelerators() -> Vec<&'static str> {
-    let available = [
-        ("cuda", candle_core::utils::cuda_is_available()),
-        ("metal", candle_core::utils::metal_is_available()),
-    ];
+    let available = [("cuda", cfg!(cuda)), ("metal", candle_core::utils::metal_is_available())];
     available.into_iter().filter_map(|(name, is_built_in)| is_built_in.then_some(name)).collect()
 }
 
-/// The device called `wish`; without a wish the first CUDA device or Metal, where this build has
-/// them, else the CPU.
+/// The device called `wish`; without a wish Metal, where this build has it, else the CPU.
 ///
 /// # Errors
 /// When this build has no support for it, or it cannot be used.
-pub(crate) fn open(wish: Option<DeviceName>) -> Result<(DeviceName, Device), EngineError> {
-    let name = wish.unwrap_or(match accelerators().first() {
-        Some(&"cuda") => DeviceName::Cuda(0),
-        Some(_) => DeviceName::Metal,
-        None => DeviceName::Cpu,
-    });
-    let needs = match name {
-        DeviceName::Cpu => return Ok((name, Device::Cpu)),
-        DeviceName::Cuda(_) => "cuda",
-        DeviceName::Metal => "metal",
-    };
-    if !accelerators().contains(&needs) {
-        return Err(EngineError::new(format!(
+pub(crate) fn open(wish: Option<DeviceName>) -> Result<(DeviceName, Opened), EngineError> {
+    let has = |name| accelerators().contains(&name);
+    let name = wish.unwrap_or(if has("metal") { DeviceName::Metal } else { DeviceName::Cpu });
+    let refused = |needs: &str| {
+        Err(EngineError::new(format!(
             "the device {name} is asked for, but this build has no support for {needs}"
         ))
-        .with_hint(format!("Install a build with {needs}, or run on the CPU with --device cpu.")));
-    }
-    let device = match name {
-        DeviceName::Cuda(number) => Device::new_cuda(number),
-        _ => Device::new_metal(0),
+        .with_hint(format!("Install a build with {needs}, or run on the CPU with --device cpu.")))
     };
-    let device = device.map_err(|e| {
-        EngineError::new(format!("the device {name} cannot be used: {e}"))
-            .with_hint("Check the driver with `moshi-ctl doctor`, or run with --device cpu.")
-    })?;
-    Ok((name, device))
+    let opened = match name {
+        DeviceName::Cpu => Opened::Candle(Device::Cpu),
+        DeviceName::Metal if !has("metal") => return refused("metal"),
+        DeviceName::Metal => {
+            let device = Device::new_metal(0);
+            Opened::Candle(device.map_err(|e| unusable(name, &e.to_string()))?)
+        }
+        #[cfg(cuda)]
+        DeviceName::Cuda(number) => {
+            let card = Card::open(number);
+            Opened::Cuda(card.map_err(|e| unusable(name, &e.to_string()))?)
+        }
+        #[cfg(not(cuda))]
+        DeviceName::Cuda(_) => return refused("cuda"),
+    };
+    Ok((name, opened))
 }
 
-/// What matters of a device for the choice of a precision.
-///
-/// # Errors
-/// When the driver does not answer.
-pub(crate) fn kind(device: &Device) -> Result<DeviceKind, EngineError> {
-    match device {
-        Device::Cpu => Ok(DeviceKind::Cpu),
-        Device::Metal(_) => Ok(DeviceKind::Metal),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => {
-            use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
-            let attribute = |which| {
-                device.cuda_stream().context().attribute(which).map_err(|e| {
-                    EngineError::new(format!("the CUDA driver does not answer: {e:?}"))
-                })
-            };
-            let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-            let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-            Ok(DeviceKind::Cuda { compute_capability: (major as u32, minor as u32) })
+fn unusable(name: DeviceName, why: &str) -> EngineError {
+    EngineError::new(format!("the device {name} cannot be used: {why}"))
+        .with_hint("Check the driver with `moshi-ctl doctor`, or run with --device cpu.")
+}
+
+impl Opened {
+    /// What matters for the choice of a precision.
+    pub(crate) fn kind(&self) -> DeviceKind {
+        match self {
+            Self::Candle(Device::Metal(_)) => DeviceKind::Metal,
+            Self::Candle(_) => DeviceKind::Cpu,
+            #[cfg(cuda)]
+            Self::Cuda(card) => DeviceKind::Cuda { compute_capability: card.compute_capability() },
         }
-        #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => Err(EngineError::new("internal error: a CUDA device without CUDA")),
+    }
+
+    /// Where candle's tensors are made.
+    pub(crate) fn of_tensors(&self) -> Device {
+        match self {
+            Self::Candle(device) => device.clone(),
+            #[cfg(cuda)]
+            Self::Cuda(_) => Device::Cpu,
+        }
     }
 }

@@ -8,6 +8,8 @@ mod codebook;
 mod conditioner;
 mod conv_shape;
 mod cpu;
+#[cfg(cuda)]
+mod cuda;
 mod device;
 mod epsilon;
 mod error;

@@ -11,6 +11,8 @@ use crate::candle::CandleLayout;
 use crate::checkpoint::{Checkpoint, Format};
 use crate::conv_shape::{ConvShape, EncoderShape};
 use crate::cpu::CpuLayout;
+#[cfg(cuda)]
+use crate::cuda::CudaLayout;
 use crate::precision::DeviceKind;
 
 /// Embeddings of the published language models are in this format.
@@ -84,7 +86,9 @@ impl<'a> MemorySubject<'a> {
     ) -> Result<MemoryNeeds, EngineError> {
         let layout: &dyn Layout = match device {
             DeviceKind::Cpu => &CpuLayout,
-            DeviceKind::Cuda { .. } | DeviceKind::Metal => &CandleLayout,
+            #[cfg(cuda)]
+            DeviceKind::Cuda { .. } => &CudaLayout,
+            _ => &CandleLayout,
         };
         let lm = self.language_model(layout, precision, kv_precision)?;
         let codec = codec(layout, &self.shape.codec, self.shape.audio_codebooks);
@@ -152,7 +156,7 @@ pub(crate) trait Layout {
     fn transformer_workspace(&self, shape: &TransformerShape, precision: Precision) -> u64;
 
     /// What one lane's pass through the convolutions works in.
-    fn encoder_lane(&self, convolutions: &[(ConvShape, usize)]) -> u64;
+    fn encoder_lane(&self, shape: &CodecShape, convolutions: &[(ConvShape, usize)]) -> u64;
 
     /// What the device takes for itself as soon as a process uses it.
     fn device_bytes(&self, device: DeviceKind) -> u64;
@@ -227,7 +231,7 @@ fn codec(layout: &dyn Layout, shape: &CodecShape, codebooks: usize) -> Part {
     let memory = |shape: &ConvShape| floats(shape.memory() * shape.inputs);
     part.lane_state += convolutions.iter().map(|(shape, _)| memory(shape)).sum::<u64>();
     part.lane_state += memory(&downsample);
-    part.lane_workspace += layout.encoder_lane(&convolutions);
+    part.lane_workspace += layout.encoder_lane(shape, &convolutions);
     // The semantic codebook is projected for itself, the others together.
     let projections = codebooks.min(2) as u64;
     let (bins, dim) = (shape.quantizer_bins, shape.quantizer_dim);

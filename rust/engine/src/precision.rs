@@ -54,7 +54,7 @@ pub(crate) fn choose(
     wish: Option<Precision>,
     kv_wish: Option<Precision>,
 ) -> Result<PrecisionChoice, EngineError> {
-    let own_kernels = device == DeviceKind::Cpu && kernels == Kernels::Own;
+    let own_kernels = device != DeviceKind::Metal && kernels == Kernels::Own;
     if let DeviceKind::Cuda { compute_capability: (major, minor) } = device
         && (major, minor) < BF16_FROM
         && [wish, kv_wish].contains(&Some(Precision::Bf16))

@@ -1,7 +1,7 @@
 //! How much memory the parts of a model take here.
 
 use candle_core::quantized::GgmlDType;
-use moshi_ctl_core::{Precision, TransformerShape};
+use moshi_ctl_core::{CodecShape, Precision, TransformerShape};
 
 use crate::checkpoint::Format;
 use crate::conv_shape::ConvShape;
@@ -57,7 +57,7 @@ impl Layout for CandleLayout {
         attention.max(loading)
     }
 
-    fn encoder_lane(&self, convolutions: &[(ConvShape, usize)]) -> u64 {
+    fn encoder_lane(&self, _: &CodecShape, convolutions: &[(ConvShape, usize)]) -> u64 {
         let of_one = |&(shape, time): &(ConvShape, usize)| {
             let ConvShape { inputs, outputs, kernel, stride, .. } = shape;
             let windows = time / stride;

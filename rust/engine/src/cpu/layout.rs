@@ -1,6 +1,6 @@
 //! How much memory the parts of a model take here.
 
-use moshi_ctl_core::{Precision, TransformerShape};
+use moshi_ctl_core::{CodecShape, Precision, TransformerShape};
 
 use super::kernels::{AttentionShape, Codebook, PackedMatrix, Q8Matrix, Ring};
 use super::linear::Embedding;
@@ -49,7 +49,7 @@ impl Layout for CpuLayout {
         0
     }
 
-    fn encoder_lane(&self, convolutions: &[(ConvShape, usize)]) -> u64 {
+    fn encoder_lane(&self, _: &CodecShape, convolutions: &[(ConvShape, usize)]) -> u64 {
         let most = |size: fn(&ConvShape, usize) -> usize| {
             convolutions.iter().map(|(shape, time)| size(shape, *time)).max().unwrap_or_default()
         };

@@ -1,0 +1,516 @@
+//! NVIDIA's driver: a card, its memory, its kernels, and work that it does in order.
+//!
+//! The driver's library is opened when somebody asks for a card, not before: a machine without one
+//! loads this code as well.
+
+use std::ffi::{CStr, CString, c_void};
+use std::mem::MaybeUninit;
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cudarc::driver::sys;
+use cudarc::driver::sys::CUdevice_attribute as Attribute;
+
+use crate::EngineError;
+
+/// The kernels as text that drivers compile for their card, by the compute capability that it is for;
+/// the best last. Kernels of bf16 are only in the second.
+const KERNELS: [((u32, u32), &str); 2] = [
+    ((7, 5), include_str!(concat!(env!("OUT_DIR"), "/turing.ptx"))),
+    ((8, 0), include_str!(concat!(env!("OUT_DIR"), "/ampere.ptx"))),
+];
+
+/// The CUDA whose compiler makes them: major · 1000 + minor · 10.
+const LEAST_CUDA: i32 = 12_000;
+
+/// The first driver that serves it.
+const LEAST_DRIVER: &str = "525";
+
+/// A card, with the kernels of this program on it.
+pub(crate) struct Card {
+    number: sys::CUdevice,
+    context: sys::CUcontext,
+    module: sys::CUmodule,
+    stream: sys::CUstream,
+    compute_capability: (u32, u32),
+}
+
+// SAFETY: contexts, modules and streams are handles that any thread may use once the context is
+// current there, which every call below sees to.
+unsafe impl Send for Card {}
+// SAFETY: as above; the driver locks what it shares.
+unsafe impl Sync for Card {}
+
+/// A kernel on a card.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel(sys::CUfunction);
+
+// SAFETY: a handle, as in `Card`.
+unsafe impl Send for Kernel {}
+
+/// Numbers that are given to a kernel by value.
+///
+/// # Safety
+/// The type has the layout that the kernel expects.
+pub(super) unsafe trait ByValue: Copy {}
+
+// SAFETY: the same in C++.
+unsafe impl ByValue for i32 {}
+// SAFETY: as above.
+unsafe impl ByValue for u64 {}
+// SAFETY: as above.
+unsafe impl ByValue for f32 {}
+
+/// Blocks of a launch, and threads of a block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 3],
+    pub(super) threads: usize,
+}
+
+impl Card {
+    /// Opens the card called `cuda:ordinal` and puts the kernels on it.
+    ///
+    /// # Errors
+    /// When there is no driver or no such card, or it does not take the kernels.
+    pub(crate) fn open(ordinal: usize) -> Result<Arc<Self>, EngineError> {
+        // SAFETY: opens a library of the system's by its name.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(EngineError::new("there is no NVIDIA driver: libcuda cannot be opened"));
+        }
+        // SAFETY: each pointer is to something of the type that the driver fills or reads, and what
+        // is read afterwards has been filled, because an error returns before that.
+        unsafe {
+            check(sys::cuInit(0), "starting")?;
+            let mut number = 0;
+            let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
+            check(sys::cuDeviceGet(&mut number, ordinal), "looking for the card")?;
+            let attribute = |which| {
+                let mut value = 0;
+                check(sys::cuDeviceGetAttribute(&mut value, which, number), "asking for the card")?;
+                Ok::<_, EngineError>(value as u32)
+            };
+            let compute_capability = (
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+            );
+            let (major, minor) = compute_capability;
+            let kernels = KERNELS.into_iter().rfind(|(needed, _)| compute_capability >= *needed);
+            let Some((_, kernels)) = kernels else {
+                let ((needs_major, needs_minor), _) = KERNELS[0];
+                return Err(EngineError::new(format!(
+                    "it has compute capability {major}.{minor}, and {needs_major}.{needs_minor} is \
+                     needed"
+                )));
+            };
+            let text = CString::new(kernels).expect("kernels are text");
+            let mut served = 0;
+            check(sys::cuDriverGetVersion(&mut served), "asking for its version")?;
+            if served < LEAST_CUDA {
+                let dotted = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
+                return Err(EngineError::new(format!(
+                    "the driver serves CUDA {}, and {} is needed: driver {LEAST_DRIVER} or newer",
+                    dotted(served),
+                    dotted(LEAST_CUDA)
+                )));
+            }
+            let mut context = MaybeUninit::uninit();
+            let retained = sys::cuDevicePrimaryCtxRetain(context.as_mut_ptr(), number);
+            check(retained, "opening the card")?;
+            let mut card = Self {
+                number,
+                context: context.assume_init(),
+                module: null_mut(),
+                stream: null_mut(),
+                compute_capability,
+            };
+            card.bind()?;
+            let created = sys::cuStreamCreate(
+                &mut card.stream,
+                sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32,
+            );
+            check(created, "making a stream")?;
+            let loaded = sys::cuModuleLoadData(&mut card.module, text.as_ptr().cast());
+            check(loaded, "compiling the kernels for the card")?;
+            Ok(Arc::new(card))
+        }
+    }
+
+    /// Major and minor.
+    pub(crate) fn compute_capability(&self) -> (u32, u32) {
+        self.compute_capability
+    }
+
+    /// The kernel of this name.
+    pub(super) fn kernel(&self, name: &str) -> Result<Kernel, EngineError> {
+        let text = CString::new(name).expect("a kernel's name is text");
+        let mut function = null_mut();
+        // SAFETY: the module is loaded, the name ends with a zero.
+        let found = unsafe { sys::cuModuleGetFunction(&mut function, self.module, text.as_ptr()) };
+        check(found, &format!("looking for the kernel {name}"))?;
+        Ok(Kernel(function))
+    }
+
+    /// Makes the card that of this thread, which every call wants.
+    pub(super) fn bind(&self) -> Result<(), EngineError> {
+        // SAFETY: the context lives as long as the card.
+        check(unsafe { sys::cuCtxSetCurrent(self.context) }, "turning to the card")
+    }
+
+    /// Has a kernel run after what was asked for before.
+    ///
+    /// # Safety
+    /// The arguments are those that the kernel declares, and stay within the memory that they
+    /// point to.
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: Kernel,
+        grid: Grid,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), EngineError> {
+        let [x, y, z] = grid.blocks.map(|blocks| blocks as u32);
+        // SAFETY: the caller vouches for the arguments.
+        let launched = unsafe {
+            sys::cuLaunchKernel(
+                kernel.0,
+                x,
+                y,
+                z,
+                grid.threads as u32,
+                1,
+                1,
+                0,
+                self.stream,
+                arguments.as_mut_ptr(),
+                null_mut(),
+            )
+        };
+        check(launched, "launching a kernel")
+    }
+
+    /// Waits for everything that was asked for.
+    pub(super) fn synchronize(&self) -> Result<(), EngineError> {
+        // SAFETY: the stream lives as long as the card.
+        check(unsafe { sys::cuStreamSynchronize(self.stream) }, "waiting for the card")
+    }
+
+    /// Waits for everything at all: copies from memory that the card cannot reach may be under way
+    /// after their call has returned, outside of this card's stream.
+    pub(super) fn settle(&self) -> Result<(), EngineError> {
+        // SAFETY: the context is current and lives as long as the card.
+        check(unsafe { sys::cuCtxSynchronize() }, "waiting for the card")
+    }
+
+    /// Notes what `record` asks for instead of doing it.
+    pub(super) fn capture(
+        self: &Arc<Self>,
+        record: impl FnOnce() -> Result<(), EngineError>,
+    ) -> Result<Graph, EngineError> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream lives as long as the card.
+        check(unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) }, "recording a step")?;
+        let recorded = record();
+        let mut graph = null_mut();
+        // SAFETY: the recording has begun above, and ends whatever became of it.
+        let ended = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        recorded.and(check(ended, "recording a step"))?;
+        let mut ready = null_mut();
+        // SAFETY: the graph was made above, and nobody needs it once it is instantiated.
+        let made = unsafe {
+            let made = sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0);
+            sys::cuGraphDestroy(graph);
+            made
+        };
+        check(made, "preparing a step")?;
+        Ok(Graph { card: self.clone(), ready })
+    }
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // SAFETY: nothing that was made on the card is left: it would hold the card. Errors have
+        // nobody to go to.
+        unsafe {
+            sys::cuCtxSetCurrent(self.context);
+            if !self.module.is_null() {
+                sys::cuModuleUnload(self.module);
+            }
+            if !self.stream.is_null() {
+                sys::cuStreamDestroy_v2(self.stream);
+            }
+            sys::cuDevicePrimaryCtxRelease_v2(self.number);
+        }
+    }
+}
+
+/// Work that was recorded, to be done again and again.
+pub(super) struct Graph {
+    card: Arc<Card>,
+    ready: sys::CUgraphExec,
+}
+
+// SAFETY: a handle, as in `Card`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Has it all done after what was asked for before.
+    pub(super) fn launch(&self) -> Result<(), EngineError> {
+        // SAFETY: graph and stream live, and what the graph touches belongs to its owner.
+        check(unsafe { sys::cuGraphLaunch(self.ready, self.card.stream) }, "starting a step")
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        // SAFETY: the graph lives until here.
+        unsafe {
+            sys::cuCtxSetCurrent(self.card.context);
+            sys::cuGraphExecDestroy(self.ready);
+        }
+    }
+}
+
+/// A moment in a card's work.
+pub(super) struct Moment {
+    card: Arc<Card>,
+    event: sys::CUevent,
+}
+
+// SAFETY: a handle, as in `Card`.
+unsafe impl Send for Moment {}
+
+impl Moment {
+    pub(super) fn new(card: &Arc<Card>) -> Result<Self, EngineError> {
+        let mut event = null_mut();
+        // SAFETY: fills a handle.
+        check(unsafe { sys::cuEventCreate(&mut event, 0) }, "making an event")?;
+        Ok(Self { card: card.clone(), event })
+    }
+
+    /// Is when everything that was asked for so far is done.
+    pub(super) fn mark(&self) -> Result<(), EngineError> {
+        // SAFETY: event and stream live.
+        check(unsafe { sys::cuEventRecord(self.event, self.card.stream) }, "marking a moment")
+    }
+
+    /// Time from `earlier` to this; both have passed.
+    pub(super) fn since(&self, earlier: &Self) -> Result<Duration, EngineError> {
+        let mut ms = 0f32;
+        // SAFETY: both events live and have been recorded.
+        let result = unsafe { sys::cuEventElapsedTime(&mut ms, earlier.event, self.event) };
+        check(result, "reading the time")?;
+        Ok(Duration::from_secs_f32(ms.max(0.0) / 1e3))
+    }
+}
+
+impl Drop for Moment {
+    fn drop(&mut self) {
+        // SAFETY: the event lives until here.
+        unsafe {
+            sys::cuCtxSetCurrent(self.card.context);
+            sys::cuEventDestroy_v2(self.event);
+        }
+    }
+}
+
+/// Memory of a card.
+pub(super) struct Memory {
+    card: Arc<Card>,
+    address: sys::CUdeviceptr,
+    bytes: usize,
+}
+
+impl Memory {
+    /// So many bytes, all zero.
+    ///
+    /// # Errors
+    /// When the card has not so much left.
+    pub(super) fn zeroed(card: &Arc<Card>, bytes: usize) -> Result<Self, EngineError> {
+        let memory = Self::new(card, bytes)?;
+        // SAFETY: all of it is this memory's own. Unlike copies, it need not be waited for: what
+        // reads it comes after it in the same stream.
+        let set = unsafe { sys::cuMemsetD8Async(memory.address, 0, memory.bytes, card.stream) };
+        check(set, "clearing memory")?;
+        Ok(memory)
+    }
+
+    /// What `numbers` are.
+    ///
+    /// # Errors
+    /// As [`Memory::zeroed`].
+    pub(super) fn of<T: Copy>(card: &Arc<Card>, numbers: &[T]) -> Result<Self, EngineError> {
+        let memory = Self::new(card, size_of_val(numbers))?;
+        // SAFETY: the memory is as large as the numbers.
+        let copied = unsafe {
+            sys::cuMemcpyHtoD_v2(memory.address, numbers.as_ptr().cast(), size_of_val(numbers))
+        };
+        check(copied, "filling memory")?;
+        Ok(memory)
+    }
+
+    /// Replaces what is from the byte `start` on.
+    ///
+    /// # Panics
+    /// When `numbers` do not fit.
+    pub(super) fn write<T: Copy>(&self, start: usize, numbers: &[T]) -> Result<(), EngineError> {
+        let bytes = size_of_val(numbers);
+        assert!(start + bytes <= self.bytes, "{bytes} bytes at {start} of {}", self.bytes);
+        self.card.bind()?;
+        // What was asked for before is done before.
+        self.card.synchronize()?;
+        // SAFETY: the memory is large enough.
+        let copied = unsafe {
+            sys::cuMemcpyHtoD_v2(self.address + start as u64, numbers.as_ptr().cast(), bytes)
+        };
+        check(copied, "filling memory")
+    }
+
+    fn new(card: &Arc<Card>, bytes: usize) -> Result<Self, EngineError> {
+        // The driver has no memory of no size.
+        let bytes = bytes.max(1);
+        let mut address = 0;
+        card.bind()?;
+        // SAFETY: fills an address.
+        match unsafe { sys::cuMemAlloc_v2(&mut address, bytes) } {
+            sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(EngineError::out_of_memory(bytes as u64))
+            }
+            result => {
+                check(result, "taking memory")?;
+                Ok(Self { card: card.clone(), address, bytes })
+            }
+        }
+    }
+
+    /// For a kernel: where it begins.
+    pub(super) fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub(super) fn card(&self) -> &Arc<Card> {
+        &self.card
+    }
+
+    /// Has the first of it become what `from` is then.
+    ///
+    /// # Safety
+    /// `from` stays until the copy, and whenever a graph with it runs.
+    pub(super) unsafe fn receive(&self, from: &Pinned, bytes: usize) -> Result<(), EngineError> {
+        assert!(bytes <= self.bytes && bytes <= from.bytes, "{bytes} bytes do not fit");
+        // SAFETY: both are that large; the caller vouches for their lives.
+        let copied = unsafe {
+            sys::cuMemcpyHtoDAsync_v2(self.address, from.pointer.cast(), bytes, self.card.stream)
+        };
+        check(copied, "sending to the card")
+    }
+
+    /// Has the first of `to` become what this is then.
+    ///
+    /// # Safety
+    /// As [`Memory::receive`].
+    pub(super) unsafe fn send(&self, to: &Pinned, bytes: usize) -> Result<(), EngineError> {
+        assert!(bytes <= self.bytes && bytes <= to.bytes, "{bytes} bytes do not fit");
+        // SAFETY: as above.
+        let copied = unsafe {
+            sys::cuMemcpyDtoHAsync_v2(to.pointer.cast(), self.address, bytes, self.card.stream)
+        };
+        check(copied, "reading from the card")
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: nothing that is still to run uses it: its owner has waited for the card.
+        unsafe {
+            sys::cuCtxSetCurrent(self.card.context);
+            sys::cuMemFree_v2(self.address);
+        }
+    }
+}
+
+/// Memory of the machine that a card reads and writes by itself.
+pub(super) struct Pinned {
+    card: Arc<Card>,
+    pointer: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: memory that nobody else has.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    pub(super) fn new(card: &Arc<Card>, bytes: usize) -> Result<Self, EngineError> {
+        let mut pointer = null_mut();
+        card.bind()?;
+        // SAFETY: fills a pointer.
+        let taken = unsafe { sys::cuMemHostAlloc(&mut pointer, bytes.max(1), 0) };
+        check(taken, "taking memory that the card can reach")?;
+        let pointer = pointer.cast::<u8>();
+        // SAFETY: it is that large.
+        unsafe { pointer.write_bytes(0, bytes) };
+        Ok(Self { card: card.clone(), pointer, bytes })
+    }
+
+    /// `count` numbers from `start` on, in bytes.
+    ///
+    /// # Panics
+    /// When they are not within it or not aligned.
+    pub(super) fn numbers<T: Plain>(&self, start: usize, count: usize) -> &[T] {
+        self.check::<T>(start, count);
+        // SAFETY: checked, and no card writes it while somebody looks: steps end with waiting.
+        unsafe { std::slice::from_raw_parts(self.pointer.add(start).cast(), count) }
+    }
+
+    /// As [`Pinned::numbers`], to be written.
+    pub(super) fn numbers_mut<T: Plain>(&mut self, start: usize, count: usize) -> &mut [T] {
+        self.check::<T>(start, count);
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start).cast(), count) }
+    }
+
+    fn check<T>(&self, start: usize, count: usize) {
+        let end = count.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_add(start));
+        assert!(end.is_some_and(|end| end <= self.bytes), "{count} numbers at {start}");
+        assert!(start.is_multiple_of(align_of::<T>()), "{start} is not aligned");
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // SAFETY: nothing that is still to run uses it: its owner has waited for the card.
+        unsafe {
+            sys::cuCtxSetCurrent(self.card.context);
+            sys::cuMemFreeHost(self.pointer.cast());
+        }
+    }
+}
+
+/// Types of which every pattern of bits is a value.
+///
+/// # Safety
+/// It is so.
+pub(super) unsafe trait Plain: Copy {}
+
+// SAFETY: any bits are a number.
+unsafe impl Plain for u32 {}
+// SAFETY: as above.
+unsafe impl Plain for f32 {}
+
+fn check(result: sys::CUresult, doing: &str) -> Result<(), EngineError> {
+    if result == sys::CUresult::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let mut name = std::ptr::null();
+    // SAFETY: fills a pointer to a text that lives as long as the driver.
+    let name = unsafe {
+        match sys::cuGetErrorName(result, &mut name) {
+            sys::CUresult::CUDA_SUCCESS => CStr::from_ptr(name).to_string_lossy().into_owned(),
+            _ => format!("error {}", result as u32),
+        }
+    };
+    if result == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        return Err(EngineError::out_of_memory(0));
+    }
+    Err(EngineError::new(format!("the NVIDIA driver failed {doing}: {name}")))
+}
