@@ -38,7 +38,7 @@ RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -nam
 # The kernels for NVIDIA's cards, and what runs them on the processor.
 KERNELS := $(wildcard rust/engine/kernels/* rust/emulator/driver/*)
 
-.PHONY: help setup faults demo test soak fuzz lint format docs bench wheel clean
+.PHONY: help setup faults emulator demo test soak fuzz lint format docs bench wheel clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,10 +76,13 @@ $(FAULTS)/built: $(VENV)/extension $(PYTHON_SOURCES)
 	@python scripts/faulty_package.py rust/target/release/lib_native.so $(FAULTS)
 	@touch $@
 
+emulator: $(VENV)/tools ## Build the driver whose card is the processor
+	cargo build --release --locked $(MANIFEST) --package moshi-ctl-emulator
+
 demo: setup ## Stream a recording to the embedded model and print the words that come back
 	@moshi-ctl demo
 
-test: setup faults ## Run all tests, Rust's and Python's
+test: setup faults emulator ## Run all tests, Rust's and Python's
 	@python scripts/run_tests.py
 
 soak: setup faults ## Run the tests that take minutes to hours

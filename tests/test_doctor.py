@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from moshi_ctl.units import BYTES_PER_MIB
-from support import cli, configs, fake_nvml, tokens
+from support import cli, configs, emulated_cuda, fake_nvml, tokens
 from support.doctor import GOOD_KEY, examined, settings
 from support.fake_hub import FakeFile, FakeHub, fake_hub
 from support.fake_nvml import Machine
@@ -27,7 +27,6 @@ WITHOUT_CONFIG = [
     "wheel",
     "CPU",
     "NVIDIA driver",
-    "CUDA libraries",
     "cards",
     "memory",
     "port",
@@ -108,22 +107,38 @@ CARD = {
 @pytest.mark.parametrize("name", list(CARD))
 def test_a_card(name: str, tmp_path: Path) -> None:
     machine: Machine = getattr(fake_nvml, name)
-    report = examined(cwd=tmp_path, env=fake_nvml.machine(tmp_path, machine))
+    report = examined(cwd=tmp_path, env=emulated_cuda.machine(tmp_path, machine))
     status, said = report.line("card")
     assert CARD[name] in said
-    # The tests' build is one for the CPU.
-    assert (status, report.code) == ("warning", 0)
-    assert "this build of moshi-ctl has no support for cuda" in said
+    assert report.code == 0
+    assert status == ("warning" if name == "FULL" else "ok")
     assert ("nearly full: 512 MiB are kept in reserve" in said) == (name == "FULL")
     status, said = report.line("NVIDIA driver")
-    assert status == "warning"
-    assert f"the driver {machine.driver} serves CUDA {machine.cuda // 1000}." in said
-    assert "a build with CUDA needs 13.0 | update the NVIDIA driver to 580 or newer" in said
-    assert "not needed by this build" in report.only("CUDA libraries")["message"]
+    if name == "DRIVER_470":
+        assert status == "warning"
+        assert "the driver 470.256.02 serves CUDA 11.4, a build with CUDA needs 12.0 | " in said
+        assert "update the NVIDIA driver to 525 or newer" in said
+    else:
+        assert (status, said[:40].split()[0]) == ("ok", f"{machine.driver},")
+
+
+def test_a_driver_that_lets_nobody_compute(tmp_path: Path) -> None:
+    for env, why in (
+        (
+            emulated_cuda.machine_with_nvml_alone(tmp_path, fake_nvml.T4),
+            "libcuda, which the NVIDIA",
+        ),
+        (emulated_cuda.machine(tmp_path, fake_nvml.T4, started=emulated_cuda.UNKNOWN), "UNKNOWN"),
+    ):
+        report = examined(cwd=tmp_path, env=env)
+        status, said = report.line("NVIDIA driver")
+        assert (status, report.code) == ("warning", 0)
+        assert why in said
+        assert "driver capability `compute`" in said
 
 
 def test_the_reserve_says_when_a_card_is_nearly_full(tmp_path: Path) -> None:
-    env = {**fake_nvml.machine(tmp_path, fake_nvml.RTX_2070), "MOSHI_RESERVE_MB": "8000"}
+    env = {**emulated_cuda.machine(tmp_path, fake_nvml.RTX_2070), "MOSHI_RESERVE_MB": "8000"}
     assert "nearly full" in examined(cwd=tmp_path, env=env).only("card")["message"]
 
 
@@ -131,7 +146,7 @@ def test_the_reserve_says_when_a_card_is_nearly_full(tmp_path: Path) -> None:
     ("order", "complaints"), [(None, 0), ("PCI_BUS_ID", 0), ("FASTEST_FIRST", 1)]
 )
 def test_several_cards(order: str | None, complaints: int, tmp_path: Path) -> None:
-    env = fake_nvml.machine(tmp_path, fake_nvml.TWO_CARDS)
+    env = emulated_cuda.machine(tmp_path, fake_nvml.TWO_CARDS)
     if order is not None:
         env["CUDA_DEVICE_ORDER"] = order
     report = examined(cwd=tmp_path, env=env)
@@ -144,7 +159,7 @@ def test_several_cards(order: str | None, complaints: int, tmp_path: Path) -> No
 
 
 def test_a_driver_that_is_not_loaded(tmp_path: Path) -> None:
-    report = examined(cwd=tmp_path, env=fake_nvml.machine(tmp_path, fake_nvml.NOT_LOADED))
+    report = examined(cwd=tmp_path, env=emulated_cuda.machine(tmp_path, fake_nvml.NOT_LOADED))
     status, said = report.line("NVIDIA driver")
     assert status == "warning"
     assert "kernel module is not loaded" in said
@@ -153,7 +168,7 @@ def test_a_driver_that_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_cards_that_cuda_may_not_use_are_named(tmp_path: Path) -> None:
-    env = {**fake_nvml.machine(tmp_path, fake_nvml.RTX_2070), "CUDA_VISIBLE_DEVICES": "7"}
+    env = {**emulated_cuda.machine(tmp_path, fake_nvml.RTX_2070), "CUDA_VISIBLE_DEVICES": "7"}
     status, said = examined(cwd=tmp_path, env=env).line("cards")
     assert status == "warning"
     assert "CUDA_VISIBLE_DEVICES=7 names no card" in said

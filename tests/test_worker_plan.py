@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from moshi_ctl import ram
-from support import cli, configs, fake_nvml
+from support import cli, configs, emulated_cuda
 from support.fake_nvml import RTX_3060
 from support.worker import KEY, worker
 
@@ -112,10 +112,13 @@ def test_a_reserve_takes_lanes_away(env: dict[str, str], tmp_path: Path) -> None
 
 
 def test_the_cpu_instead_of_a_card_is_warned_of_once(env: dict[str, str], tmp_path: Path) -> None:
-    machine = fake_nvml.machine(tmp_path, RTX_3060)
+    machine = emulated_cuda.machine_with_nvml_alone(tmp_path, RTX_3060)
     with worker("tiny-random", cwd=tmp_path, env={**env, **machine}, device=None) as started:
         (warning,) = [line for line in started.log if " WARN moshi_ctl: " in line]
-        assert "the models run on the CPU: NVIDIA GeForce RTX 3060 (cuda:0): " in warning
+        assert (
+            "the models run on the CPU: NVIDIA GeForce RTX 3060 (cuda:0): libcuda, which the "
+            "NVIDIA driver brings, cannot be loaded; install "
+        ) in warning
         assert "device=cpu" in "".join(started.log)
         assert started.modules()[0]["total_slots"] == "4"
 
@@ -123,14 +126,14 @@ def test_the_cpu_instead_of_a_card_is_warned_of_once(env: dict[str, str], tmp_pa
 @pytest.mark.parametrize(
     ("device", "says"),
     [
-        ("cuda:0", "cuda:0 is asked for: this build of moshi-ctl has no support for cuda"),
+        ("cuda:0", "cuda:0 is asked for: libcuda, which the NVIDIA driver brings, cannot be "),
         ("cuda:1", "there is only cuda:0 (NVIDIA GeForce RTX 3060)"),
     ],
 )
 def test_a_card_that_cannot_be_used_is_refused(
     device: str, says: str, env: dict[str, str], tmp_path: Path
 ) -> None:
-    machine = fake_nvml.machine(tmp_path, RTX_3060)
+    machine = emulated_cuda.machine_with_nvml_alone(tmp_path, RTX_3060)
     result = cli.run(
         "worker", "--config", "tiny-random", "--device", device, "-a", "127.0.0.1", "-p", "0",
         cwd=tmp_path, env={**env, **machine},

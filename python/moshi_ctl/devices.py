@@ -26,6 +26,16 @@ LEAST_COMPUTE_CAPABILITY: Final = (7, 5)
 # Of a Mac's memory, what Metal lets its graphics processor use.
 _METAL_SHARE: Final = 0.75
 
+_BUILDS: Final = {
+    CUDA: "builds for Linux on x86-64 have it; elsewhere, build one with NVRTC_LIBRARY set",
+    METAL: "build one with the feature metal; none is published yet",
+}
+
+_MEND_DRIVER: Final = (
+    "install the NVIDIA driver anew, or look at what it says with `dmesg`; a container gets it "
+    "with `--gpus all` and the driver capability `compute`"
+)
+
 _ON_THE_CPU: Final = (
     "expect a few streams: two recent cores hold up to eight of STT 1B; add --device cpu if that "
     "is what you want, and this warning goes away"
@@ -89,7 +99,20 @@ class Machine:
 
 def read_machine(simulated: Device | None = None) -> Machine:
     """What is here now; never fails, whatever the driver does."""
-    return Machine(ram.read(), gpu.read(), _native.ACCELERATORS, simulated)
+    return Machine(ram.read(), read_gpus(), _native.ACCELERATORS, simulated)
+
+
+def read_gpus() -> Gpus:
+    """What NVML says of NVIDIA's cards, and whether CUDA's library says so too.
+
+    The two come with one driver, and yet one may be missing: a container can have NVML alone.
+    """
+    gpus = gpu.read()
+    # Whoever has no card is not to wait for CUDA; and of old drivers NVML says more.
+    if not gpus.found or _too_old(gpus) is not None:
+        return gpus
+    why = _native.cuda_obstacle()
+    return gpus if why is None else replace(gpus, cuda_problem=Problem(why, _MEND_DRIVER))
 
 
 def simulate(free_mb: float, compute_capability: tuple[int, int] | None) -> Device:
@@ -157,7 +180,7 @@ def why_not(
         reasons.append(
             Problem(
                 f"this build of moshi-ctl has no support for {accelerator}",
-                f"use a build with {accelerator}; none is published yet",
+                _BUILDS[accelerator],
             )
         )
     if accelerator == CUDA:
@@ -170,7 +193,11 @@ def why_not(
 
 
 def driver_obstacle(gpus: Gpus) -> Problem | None:
-    """Why the driver does not do for builds with CUDA; None when it does or tells no version."""
+    """Why the driver does not do for builds with CUDA; None when it does."""
+    return _too_old(gpus) or gpus.cuda_problem
+
+
+def _too_old(gpus: Gpus) -> Problem | None:
     cuda = gpus.cuda_version
     if cuda is None or cuda >= REQUIRED_CUDA:
         return None

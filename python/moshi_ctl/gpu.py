@@ -96,12 +96,15 @@ class Gpus:
         found: The cards that CUDA lets this process use and whose memory and compute capability
             are known, in CUDA's order.
         problems: Why there is none, or why others are left out.
+        cuda_problem: Why programs can compute on none of those that are found, where NVML has no
+            say in that.
     """
 
     driver_version: str | None
     cuda_version: tuple[int, int] | None
     found: tuple[Gpu, ...]
     problems: tuple[Problem, ...]
+    cuda_problem: Problem | None = None
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from moshi_ctl import cli, devices, hub
 from moshi_ctl.devices import Machine
 from moshi_ctl.gpu import Gpus
 from moshi_ctl.ram import Ram
-from support import fake_nvml
+from support import emulated_cuda, fake_nvml
 from support.cli import run
 
 MIB = 2**20
 
 # What CUDA takes of a card for itself, by the engine's assumption.
-DRIVER_MIB = 400
+DRIVER_MIB = 300
 GIB = 2**30
 
 # Two-thirds of it is free, and there is no card.
@@ -117,7 +117,7 @@ def on_cards(
     env: Mapping[str, str] | None = None,
 ) -> Said:
     """A process of `moshi-ctl plan` on a machine with NVIDIA cards."""
-    variables = {**fake_nvml.machine(folder, machine), **(env or {})}
+    variables = {**emulated_cuda.machine(folder, machine), **(env or {})}
     result = run("plan", *arguments, cwd=folder, env=variables)
     assert "Traceback" not in result.stderr, result.stderr
     return Said(result.returncode, result.stdout, result.stderr)

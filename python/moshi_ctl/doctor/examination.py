@@ -51,7 +51,6 @@ CHECKS: Final = (
     Check("wheel", machine.wheel),
     Check("CPU", machine.processor),
     Check("NVIDIA driver", nvidia.driver),
-    Check("CUDA libraries", nvidia.cuda_libraries),
     Check("cards", nvidia.cards),
     Check("configuration", serving.configuration),
     Check("memory", machine.memory),

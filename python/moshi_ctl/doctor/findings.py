@@ -7,7 +7,7 @@ from enum import Enum
 from functools import cached_property
 from pathlib import Path
 
-from moshi_ctl import _native, gpu, hub, plan, ram
+from moshi_ctl import _native, devices, hub, plan, ram
 from moshi_ctl.config import Config
 from moshi_ctl.devices import Machine
 from moshi_ctl.errors import UsageError
@@ -74,7 +74,7 @@ class Situation:
     @cached_property
     def gpus(self) -> Gpus:
         """NVIDIA's cards."""
-        return gpu.read()
+        return devices.read_gpus()
 
     @cached_property
     def ram(self) -> Ram:

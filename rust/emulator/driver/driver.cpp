@@ -28,13 +28,13 @@ enum Result {
     NO_BINARY = 209,
     UNSUPPORTED_PTX = 222,
     NOT_FOUND = 500,
-    LAUNCH_FAILED = 719,
+    UNKNOWN = 999,
 };
 
 typedef unsigned long long Address;
 
 struct Settings {
-    int major = 7, minor = 5, driver = 12000;
+    int major = 7, minor = 5, driver = 12000, started = SUCCESS;
     size_t memory = size_t{8} << 30;
     bool backwards = false;
     std::string report;
@@ -45,6 +45,7 @@ struct Settings {
         if (const char *text = getenv("EMULATED_CUDA_MEMORY_MB"))
             memory = strtoull(text, nullptr, 10) << 20;
         if (const char *text = getenv("EMULATED_CUDA_DRIVER")) driver = atoi(text);
+        if (const char *text = getenv("EMULATED_CUDA_STARTED")) started = atoi(text);
         if (const char *text = getenv("EMULATED_CUDA_BACKWARDS")) backwards = *text == '1';
         if (const char *text = getenv("EMULATED_CUDA_REPORT")) report = text;
     }
@@ -136,7 +137,7 @@ extern "C" {
 
 #define LOCKED Lock lock(card().mutex)
 
-int cuInit(unsigned) { return SUCCESS; }
+int cuInit(unsigned) { return card().settings.started; }
 
 int cuDriverGetVersion(int *version) {
     *version = card().settings.driver;
@@ -367,12 +368,20 @@ int cuLaunchKernel(const Function *function, unsigned gx, unsigned gy, unsigned 
     return SUCCESS;
 }
 
-int cuGetErrorName(int, const char **text) {
-    *text = "CUDA_ERROR";
-    return SUCCESS;
-}
-int cuGetErrorString(int, const char **text) {
-    *text = "an emulated error";
-    return SUCCESS;
+int cuGetErrorName(int error, const char **text) {
+    switch (error) {
+        case INVALID_VALUE:
+            *text = "CUDA_ERROR_INVALID_VALUE";
+            return SUCCESS;
+        case NOT_FOUND:
+            *text = "CUDA_ERROR_NOT_FOUND";
+            return SUCCESS;
+        case UNKNOWN:
+            *text = "CUDA_ERROR_UNKNOWN";
+            return SUCCESS;
+        default:
+            *text = nullptr;
+            return INVALID_VALUE;
+    }
 }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The folder with the library.
-const FOLDER: &str = env!("EMULATED_CUDA_FOLDER");
+pub const FOLDER: &str = env!("EMULATED_CUDA_FOLDER");
 
 /// An emulated card.
 #[derive(Debug, Clone)]

@@ -62,7 +62,8 @@ static __device__ inline u32 f32_to_bits(float value) {
     return both.bits;
 }
 
-static __device__ inline float bf16_to_f32(u16 bits) { return bits_to_f32((u32)bits << 16); }
+// Of f32 numbers the upper halves, which are bf16 numbers.
+static __device__ inline float upper_to_f32(u16 bits) { return bits_to_f32((u32)bits << 16); }
 
 // To the nearest, ties to even; what is not a number stays that.
 static __device__ inline u16 f32_to_bf16(float value) {
@@ -157,7 +158,8 @@ struct Half {
 };
 
 typedef Half<f16_to_f32> F16;
-typedef Half<bf16_to_f32> Bf16;
+typedef Half<upper_to_f32> Upper;
+typedef Half<upper_to_f32> Bf16;
 
 // Blocks of 32 as in GGUF's Q8_0, but all integers first and then all scales: both can be read
 // aligned.

@@ -165,6 +165,7 @@ static __device__ inline void product_tile(const float *x, const void *weights, 
     }
 
 PRODUCTS(F32, f32)
+PRODUCTS(Upper, upper)
 PRODUCTS(F16, f16)
 #if HAS_BF16
 PRODUCTS(Bf16, bf16)

@@ -81,7 +81,7 @@ struct InF16 {
 struct InBf16 {
     typedef u16 Number;
     static __device__ Four four(const RingOf<u16> &ring, u64, u64 at) {
-        return half_four<bf16_to_f32>(ring.numbers + at);
+        return half_four<upper_to_f32>(ring.numbers + at);
     }
     static __device__ u16 number(float value, float) { return f32_to_bf16(value); }
 };
@@ -307,6 +307,7 @@ static __device__ inline void embed(const u32 *tokens, const u32 *firsts, const 
     }
 
 EMBED(F32, f32)
+EMBED(Upper, upper)
 EMBED(F16, f16)
 #if HAS_BF16
 EMBED(Bf16, bf16)

@@ -43,12 +43,12 @@ pub(crate) fn open(wish: Option<DeviceName>) -> Result<(DeviceName, Opened), Eng
         DeviceName::Metal if !has("metal") => return refused("metal"),
         DeviceName::Metal => {
             let device = Device::new_metal(0);
-            Opened::Candle(device.map_err(|e| unusable(name, &e.to_string()))?)
+            Opened::Candle(device.map_err(|e| unusable(name, EngineError::new(e.to_string())))?)
         }
         #[cfg(cuda)]
         DeviceName::Cuda(number) => {
             let card = Card::open(number);
-            Opened::Cuda(card.map_err(|e| unusable(name, &e.to_string()))?)
+            Opened::Cuda(card.map_err(|e| unusable(name, e))?)
         }
         #[cfg(not(cuda))]
         DeviceName::Cuda(_) => return refused("cuda"),
@@ -56,9 +56,19 @@ pub(crate) fn open(wish: Option<DeviceName>) -> Result<(DeviceName, Opened), Eng
     Ok((name, opened))
 }
 
-fn unusable(name: DeviceName, why: &str) -> EngineError {
+/// Why this build can use no NVIDIA card on this machine, apart from what the card is: its driver is
+/// not there, or does not start. Builds without CUDA have no such reason.
+pub fn cuda_obstacle() -> Option<EngineError> {
+    #[cfg(cuda)]
+    return crate::cuda::start().err();
+    #[cfg(not(cuda))]
+    None
+}
+
+fn unusable(name: DeviceName, why: EngineError) -> EngineError {
+    let hint = why.hint().unwrap_or("Check the driver with `moshi-ctl doctor`.").to_owned();
     EngineError::new(format!("the device {name} cannot be used: {why}"))
-        .with_hint("Check the driver with `moshi-ctl doctor`, or run with --device cpu.")
+        .with_hint(format!("{hint} Or run with --device cpu."))
 }
 
 impl Opened {

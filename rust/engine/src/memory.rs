@@ -15,8 +15,11 @@ use crate::cpu::CpuLayout;
 use crate::cuda::CudaLayout;
 use crate::precision::DeviceKind;
 
-/// Embeddings of the published language models are in this format.
+/// The published language models are in this format.
 const PUBLISHED: Format = Format::Bf16;
+
+/// What tells the format of a language model's matrices, all of which have one.
+const FIRST_MATRIX: &str = "transformer.layers.0.self_attn.in_proj_weight";
 
 /// Bytes that a model takes up on its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -117,12 +120,17 @@ impl<'a> MemorySubject<'a> {
             };
             Ok::<_, EngineError>(layout.embedding(rows, d, format, precision))
         };
-        let mut part = transformer(layout, &shape.transformer, 1, precision, kv_precision);
+        let format = match &self.lm {
+            Some(file) => file.format(FIRST_MATRIX, &[3 * d, d])?,
+            None => PUBLISHED,
+        };
+        let held = Held { format, precision, kv_precision };
+        let mut part = transformer(layout, &shape.transformer, 1, held);
         part.weights += embedding("text_emb".into(), shape.text_in_vocab_size)?;
         for k in 0..shape.audio_codebooks {
             part.weights += embedding(format!("emb.{k}"), shape.audio_vocab_size)?;
         }
-        part.weights += layout.matrix(shape.text_out_vocab_size, d, precision);
+        part.weights += layout.matrix(shape.text_out_vocab_size, d, format, precision);
         if let Some(heads) = shape.extra_heads {
             part.weights += heads.num_heads as u64 * layout.exact_matrix(heads.dim, d, precision);
         }
@@ -134,8 +142,8 @@ impl<'a> MemorySubject<'a> {
 
 /// How much memory a backend takes for the parts of a model. All results are bytes.
 pub(crate) trait Layout {
-    /// Of a matrix in this precision.
-    fn matrix(&self, outputs: usize, inputs: usize, precision: Precision) -> u64;
+    /// Of a matrix that the file has in `format`, in this precision.
+    fn matrix(&self, outputs: usize, inputs: usize, format: Format, precision: Precision) -> u64;
 
     /// Of a small matrix that decides much.
     fn exact_matrix(&self, outputs: usize, inputs: usize, precision: Precision) -> u64;
@@ -193,18 +201,25 @@ fn norm(kind: Norm, width: usize) -> u64 {
     }
 }
 
-/// A transformer that advances each lane by `rows` positions in a step.
-fn transformer(
-    layout: &dyn Layout,
-    shape: &TransformerShape,
-    rows: usize,
+/// How matrices are in the file, and how they and the rings are to be held.
+#[derive(Clone, Copy)]
+struct Held {
+    format: Format,
     precision: Precision,
     kv_precision: Precision,
-) -> Part {
+}
+
+/// How a codec is.
+const EXACT: Held =
+    Held { format: Format::F32, precision: Precision::F32, kv_precision: Precision::F32 };
+
+/// A transformer that advances each lane by `rows` positions in a step.
+fn transformer(layout: &dyn Layout, shape: &TransformerShape, rows: usize, held: Held) -> Part {
+    let Held { format, precision, kv_precision } = held;
     let d = shape.d_model;
     let matrices = matrices_of_layer(shape);
     let matrices =
-        matrices.iter().map(|&(outputs, inputs)| layout.matrix(outputs, inputs, precision));
+        matrices.iter().map(|&(outputs, inputs)| layout.matrix(outputs, inputs, format, precision));
     let scales = shape.layer_scale.map_or(0, |_| 2 * floats(d));
     let layer = matrices.sum::<u64>() + 2 * norm(shape.norm, d) + scales;
     let layers = shape.num_layers as u64;
@@ -220,12 +235,13 @@ fn transformer(
 fn codec(layout: &dyn Layout, shape: &CodecShape, codebooks: usize) -> Part {
     let convolutions = convolutions(shape);
     let rows = shape.latents_per_frame();
-    let mut part = transformer(layout, &shape.transformer(), rows, Precision::F32, Precision::F32);
+    let mut part = transformer(layout, &shape.transformer(), rows, EXACT);
+    let matrix = |outputs, inputs| layout.matrix(outputs, inputs, EXACT.format, EXACT.precision);
     let downsample = ConvShape::downsample(shape);
     for ConvShape { inputs, outputs, kernel, bias, .. } in
         convolutions.iter().map(|(shape, _)| *shape).chain([downsample])
     {
-        part.weights += layout.matrix(outputs, inputs * kernel, Precision::F32);
+        part.weights += matrix(outputs, inputs * kernel);
         part.weights += if bias { floats(outputs) } else { 0 };
     }
     let memory = |shape: &ConvShape| floats(shape.memory() * shape.inputs);
@@ -235,7 +251,7 @@ fn codec(layout: &dyn Layout, shape: &CodecShape, codebooks: usize) -> Part {
     // The semantic codebook is projected for itself, the others together.
     let projections = codebooks.min(2) as u64;
     let (bins, dim) = (shape.quantizer_bins, shape.quantizer_dim);
-    part.weights += projections * layout.matrix(dim, shape.dimension, Precision::F32);
+    part.weights += projections * matrix(dim, shape.dimension);
     part.weights += codebooks as u64 * layout.codebook(bins, dim);
     part.lane_workspace += floats(bins + dim);
     part

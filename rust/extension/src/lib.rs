@@ -47,6 +47,13 @@ fn device_name(py: Python<'_>, name: &str) -> PyResult<String> {
     Ok(serve::device(py, name)?.to_string())
 }
 
+/// Why this build can use no NVIDIA card here, whatever the cards are; None where it can, and of
+/// builds without CUDA.
+#[pyfunction]
+fn cuda_obstacle(py: Python<'_>) -> Option<String> {
+    py.detach(|| moshi_ctl_engine::cuda_obstacle().map(|error| error.to_string()))
+}
+
 /// What computes on this CPU, with as many threads as are wished for, and what else could.
 #[pyfunction]
 fn processor(py: Python<'_>, threads: Option<usize>) -> PyResult<Bound<'_, PyAny>> {
@@ -109,6 +116,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(read_config, module)?)?;
     module.add("ACCELERATORS", PyTuple::new(module.py(), moshi_ctl_engine::accelerators())?)?;
     module.add_function(wrap_pyfunction!(device_name, module)?)?;
+    module.add_function(wrap_pyfunction!(cuda_obstacle, module)?)?;
     module.add_function(wrap_pyfunction!(processor, module)?)?;
     module.add_function(wrap_pyfunction!(bench::bench, module)?)?;
     module.add_function(wrap_pyfunction!(memory_needs::memory_needs, module)?)?;

@@ -16,7 +16,7 @@ const CUDA_CONTEXT_BYTES: u64 = 400 << 20;
 pub(crate) struct CandleLayout;
 
 impl Layout for CandleLayout {
-    fn matrix(&self, outputs: usize, inputs: usize, precision: Precision) -> u64 {
+    fn matrix(&self, outputs: usize, inputs: usize, _: Format, precision: Precision) -> u64 {
         let elements = outputs * inputs;
         match precision {
             Precision::Q8 if inputs.is_multiple_of(GgmlDType::Q8_0.block_size()) => {
@@ -27,7 +27,7 @@ impl Layout for CandleLayout {
     }
 
     fn exact_matrix(&self, outputs: usize, inputs: usize, precision: Precision) -> u64 {
-        self.matrix(outputs, inputs, precision)
+        self.matrix(outputs, inputs, Format::F32, precision)
     }
 
     fn embedding(&self, rows: usize, dim: usize, _: Format, precision: Precision) -> u64 {

@@ -13,7 +13,7 @@ use crate::precision::DeviceKind;
 pub(crate) struct CpuLayout;
 
 impl Layout for CpuLayout {
-    fn matrix(&self, outputs: usize, inputs: usize, precision: Precision) -> u64 {
+    fn matrix(&self, outputs: usize, inputs: usize, _: Format, precision: Precision) -> u64 {
         match precision {
             Precision::Q8 => Q8Matrix::bytes_of(outputs, inputs),
             precision => PackedMatrix::bytes_of(outputs, inputs, precision),
@@ -21,7 +21,7 @@ impl Layout for CpuLayout {
     }
 
     fn exact_matrix(&self, outputs: usize, inputs: usize, _: Precision) -> u64 {
-        self.matrix(outputs, inputs, Precision::F32)
+        PackedMatrix::bytes_of(outputs, inputs, Precision::F32)
     }
 
     fn embedding(&self, rows: usize, dim: usize, format: Format, precision: Precision) -> u64 {

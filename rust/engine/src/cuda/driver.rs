@@ -62,6 +62,39 @@ unsafe impl ByValue for u64 {}
 // SAFETY: as above.
 unsafe impl ByValue for f32 {}
 
+/// Starts the driver, as often as somebody asks.
+///
+/// # Errors
+/// When there is none, it does not start, or it is too old.
+pub(crate) fn start() -> Result<(), EngineError> {
+    // SAFETY: opens a library of the system's by its name.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(EngineError::new("libcuda, which the NVIDIA driver brings, cannot be loaded")
+            .with_hint(
+                "Install the NVIDIA driver; a container gets it with `--gpus all` and the driver \
+                 capability `compute`.",
+            ));
+    }
+    let mut served = 0;
+    // SAFETY: fills a number.
+    unsafe {
+        check(sys::cuInit(0), "starting").map_err(|error| {
+            error.with_hint("Look for what the driver says with `dmesg`, or restart the machine.")
+        })?;
+        check(sys::cuDriverGetVersion(&mut served), "asking for its version")?;
+    }
+    if served < LEAST_CUDA {
+        let dotted = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
+        return Err(EngineError::new(format!(
+            "the NVIDIA driver serves CUDA {}, and {} is needed",
+            dotted(served),
+            dotted(LEAST_CUDA)
+        ))
+        .with_hint(format!("Update the NVIDIA driver to {LEAST_DRIVER} or newer.")));
+    }
+    Ok(())
+}
+
 /// Blocks of a launch, and threads of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Grid {
@@ -75,14 +108,10 @@ impl Card {
     /// # Errors
     /// When there is no driver or no such card, or it does not take the kernels.
     pub(crate) fn open(ordinal: usize) -> Result<Arc<Self>, EngineError> {
-        // SAFETY: opens a library of the system's by its name.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(EngineError::new("there is no NVIDIA driver: libcuda cannot be opened"));
-        }
+        start()?;
         // SAFETY: each pointer is to something of the type that the driver fills or reads, and what
         // is read afterwards has been filled, because an error returns before that.
         unsafe {
-            check(sys::cuInit(0), "starting")?;
             let mut number = 0;
             let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
             check(sys::cuDeviceGet(&mut number, ordinal), "looking for the card")?;
@@ -105,16 +134,6 @@ impl Card {
                 )));
             };
             let text = CString::new(kernels).expect("kernels are text");
-            let mut served = 0;
-            check(sys::cuDriverGetVersion(&mut served), "asking for its version")?;
-            if served < LEAST_CUDA {
-                let dotted = |version: i32| format!("{}.{}", version / 1000, version % 1000 / 10);
-                return Err(EngineError::new(format!(
-                    "the driver serves CUDA {}, and {} is needed: driver {LEAST_DRIVER} or newer",
-                    dotted(served),
-                    dotted(LEAST_CUDA)
-                )));
-            }
             let mut context = MaybeUninit::uninit();
             let retained = sys::cuDevicePrimaryCtxRetain(context.as_mut_ptr(), number);
             check(retained, "opening the card")?;

@@ -4,7 +4,7 @@ use moshi_ctl_core::{CodecShape, Precision, TransformerShape};
 
 use super::attention::ring_bytes;
 use super::codec::{BufferNumbers, best_bytes};
-use super::linear::{bytes, held_as, stacked_format};
+use super::linear::{Held, bytes};
 use super::transformer::scratch_numbers;
 use crate::checkpoint::Format;
 use crate::conv_shape::ConvShape;
@@ -19,16 +19,16 @@ const CONTEXT_BYTES: u64 = 300 << 20;
 pub(crate) struct CudaLayout;
 
 impl Layout for CudaLayout {
-    fn matrix(&self, outputs: usize, inputs: usize, precision: Precision) -> u64 {
-        bytes(outputs, inputs, held_as(inputs, precision)) as u64
+    fn matrix(&self, outputs: usize, inputs: usize, format: Format, precision: Precision) -> u64 {
+        bytes(outputs, inputs, Held::of(inputs, format, precision)) as u64
     }
 
     fn exact_matrix(&self, outputs: usize, inputs: usize, _: Precision) -> u64 {
-        self.matrix(outputs, inputs, Precision::F32)
+        bytes(outputs, inputs, Held::F32) as u64
     }
 
     fn embedding(&self, rows: usize, dim: usize, format: Format, precision: Precision) -> u64 {
-        bytes(rows, dim, stacked_format(dim, format == Format::Q8_0, precision)) as u64
+        bytes(rows, dim, Held::of_table(dim, format, precision)) as u64
     }
 
     fn codebook(&self, bins: usize, dim: usize) -> u64 {

@@ -54,10 +54,56 @@ impl Windows {
     }
 }
 
-/// Numbers as a card has them: outputs × padded, in a precision.
+/// How a card has the numbers of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    F32,
+    /// The upper halves of f32 numbers whose lower halves are zero, as those of a file in bf16 are:
+    /// half the memory to read, and not a bit less exact.
+    Upper,
+    F16,
+    Bf16,
+    Q8,
+}
+
+impl Held {
+    /// How a matrix with such rows, in a file in `format`, is held where `precision` is asked for.
+    pub(super) fn of(inputs: usize, format: Format, precision: Precision) -> Self {
+        match precision {
+            _ if !inputs.is_multiple_of(ROW_STEP) => Self::F32,
+            Precision::F32 if format == Format::Bf16 => Self::Upper,
+            Precision::F32 => Self::F32,
+            Precision::F16 => Self::F16,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Q8 => Self::Q8,
+        }
+    }
+
+    /// As [`Held::of`], of a table of embeddings, which nobody makes eight bits of.
+    pub(super) fn of_table(inputs: usize, format: Format, precision: Precision) -> Self {
+        match Self::of(inputs, format, precision) {
+            Self::Q8 if format == Format::Bf16 => Self::Upper,
+            Self::Q8 if format != Format::Q8_0 => Self::F16,
+            held => held,
+        }
+    }
+
+    /// In the names of kernels.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Upper => "upper",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Q8 => "q8",
+        }
+    }
+}
+
+/// Numbers as a card has them: outputs × padded.
 pub(super) struct Matrix {
     numbers: Memory,
-    format: Precision,
+    held: Held,
     outputs: usize,
     inputs: usize,
     /// Inputs with the zeros that round a row up.
@@ -65,8 +111,7 @@ pub(super) struct Matrix {
 }
 
 impl Matrix {
-    /// The matrix that a tensor of the file is, in `precision`; where its rows are no whole blocks,
-    /// in f32.
+    /// The matrix that a tensor of the file is, for products in `precision`.
     pub(super) fn load(
         card: &Arc<Card>,
         raw: &RawTensor<'_>,
@@ -74,19 +119,16 @@ impl Matrix {
         inputs: usize,
         precision: Precision,
     ) -> Result<Self, EngineError> {
-        let format = held_as(inputs, precision);
-        if format == Precision::F32 {
-            return Self::of(card, outputs, inputs, |output, input| {
-                raw.get(output * inputs + input)
-            });
-        }
-        let bytes = match format {
-            Precision::F16 => halves(raw, |x| f16::from_f32(x).to_bits()),
-            Precision::Bf16 => halves(raw, |x| bf16::from_f32(x).to_bits()),
-            _ => blocks(raw)?,
+        let held = Held::of(inputs, raw.format(), precision);
+        let bytes = match held {
+            Held::F32 => {
+                let number = |output, input| raw.get(output * inputs + input);
+                return Self::of(card, outputs, inputs, number);
+            }
+            Held::Q8 => blocks(raw)?,
+            held => halves(raw, held),
         };
-        let numbers = Memory::of(card, &bytes)?;
-        Ok(Self { numbers, format, outputs, inputs, padded: inputs })
+        Ok(Self { numbers: Memory::of(card, &bytes)?, held, outputs, inputs, padded: inputs })
     }
 
     /// An f32 matrix of what `number` says.
@@ -104,49 +146,46 @@ impl Matrix {
             }
         }
         let numbers = Memory::of(card, &numbers)?;
-        Ok(Self { numbers, format: Precision::F32, outputs, inputs, padded })
+        Ok(Self { numbers, held: Held::F32, outputs, inputs, padded })
     }
 
-    /// The matrices called `weight` at some places, of so many outputs each, one below the other. In
-    /// q8 they are f16 unless the file has all of them in q8.
-    pub(super) fn load_stacked(
+    /// The tables called `weight` at some places, of so many rows each, one below the other.
+    pub(super) fn load_tables(
         card: &Arc<Card>,
         parts: &[(Weights<'_>, usize)],
         inputs: usize,
         precision: Precision,
     ) -> Result<Self, EngineError> {
-        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
-        let mut all_q8 = true;
-        for (weights, outputs) in parts {
-            all_q8 &= weights.raw("weight", &[*outputs, inputs])?.format() == Format::Q8_0;
-        }
-        let format = stacked_format(inputs, all_q8, precision);
-        let numbers = Memory::zeroed(card, bytes(outputs, inputs, format))?;
+        let tables = parts
+            .iter()
+            .map(|(weights, rows)| weights.raw("weight", &[*rows, inputs]))
+            .collect::<Result<Vec<_>, _>>()?;
+        let format = match tables.iter().map(RawTensor::format).reduce(same_or_f32) {
+            Some(format) => format,
+            None => Format::F32,
+        };
+        let held = Held::of_table(inputs, format, precision);
+        let outputs = parts.iter().map(|(_, rows)| rows).sum();
+        let numbers = Memory::zeroed(card, bytes(outputs, inputs, held))?;
         let (mut first, scales) = (0, outputs * inputs);
-        for (weights, outputs) in parts {
-            let (raw, elements) = (weights.raw("weight", &[*outputs, inputs])?, outputs * inputs);
-            match format {
-                Precision::F32 => numbers.write(4 * first, &raw.to_f32())?,
-                Precision::F16 => {
-                    numbers.write(2 * first, &halves(&raw, |x| f16::from_f32(x).to_bits()))?
-                }
-                Precision::Bf16 => {
-                    numbers.write(2 * first, &halves(&raw, |x| bf16::from_f32(x).to_bits()))?
-                }
-                Precision::Q8 => {
-                    let blocks = blocks(&raw)?;
-                    let (of_values, of_scales) = blocks.split_at(elements);
+        for table in &tables {
+            match held {
+                Held::F32 => numbers.write(4 * first, &table.to_f32())?,
+                Held::Q8 => {
+                    let blocks = blocks(table)?;
+                    let (of_values, of_scales) = blocks.split_at(table.len());
                     numbers.write(first, of_values)?;
                     numbers.write(scales + 2 * (first / BLOCK), of_scales)?;
                 }
+                held => numbers.write(2 * first, &halves(table, held))?,
             }
-            first += elements;
+            first += table.len();
         }
-        Ok(Self { numbers, format, outputs, inputs, padded: inputs })
+        Ok(Self { numbers, held, outputs, inputs, padded: inputs })
     }
 
-    pub(super) fn format(&self) -> Precision {
-        self.format
+    pub(super) fn held(&self) -> Held {
+        self.held
     }
 
     pub(super) fn outputs(&self) -> usize {
@@ -162,36 +201,33 @@ impl Matrix {
     }
 }
 
-/// How a matrix with such rows is held where `precision` is asked for.
-pub(super) fn held_as(inputs: usize, precision: Precision) -> Precision {
-    if inputs.is_multiple_of(ROW_STEP) { precision } else { Precision::F32 }
-}
-
-/// How tables are held, of which the file has all in q8 or not.
-pub(super) fn stacked_format(inputs: usize, all_q8: bool, precision: Precision) -> Precision {
-    match held_as(inputs, precision) {
-        Precision::Q8 if !all_q8 => Precision::F16,
-        format => format,
-    }
+/// What is the format of all tables, or one that has the numbers of any.
+fn same_or_f32(a: Format, b: Format) -> Format {
+    if a == b { a } else { Format::F32 }
 }
 
 /// Bytes of a matrix.
-pub(super) fn bytes(outputs: usize, inputs: usize, format: Precision) -> usize {
+pub(super) fn bytes(outputs: usize, inputs: usize, held: Held) -> usize {
     let elements = outputs * inputs;
-    match format {
-        Precision::F32 => 4 * outputs * inputs.next_multiple_of(4),
-        Precision::F16 | Precision::Bf16 => 2 * elements,
-        Precision::Q8 => elements + 2 * (elements / BLOCK),
+    match held {
+        Held::F32 => 4 * outputs * inputs.next_multiple_of(4),
+        Held::Upper | Held::F16 | Held::Bf16 => 2 * elements,
+        Held::Q8 => elements + 2 * (elements / BLOCK),
     }
 }
 
-fn halves(raw: &RawTensor<'_>, convert: impl Fn(f32) -> u16) -> Vec<u8> {
+/// Numbers of sixteen bits.
+fn halves(raw: &RawTensor<'_>, held: Held) -> Vec<u8> {
+    let half = |x: f32| match held {
+        Held::F16 => f16::from_f32(x).to_bits(),
+        _ => bf16::from_f32(x).to_bits(),
+    };
     let mut bytes = Vec::with_capacity(2 * raw.len());
     let mut row = [0.0; 256];
     for start in (0..raw.len()).step_by(row.len()) {
         let row = &mut row[..(raw.len() - start).min(256)];
         raw.read(start, row);
-        bytes.extend(row.iter().flat_map(|x| convert(*x).to_le_bytes()));
+        bytes.extend(row.iter().flat_map(|x| half(*x).to_le_bytes()));
     }
     bytes
 }
@@ -262,7 +298,7 @@ impl Linear {
         matrix: Matrix,
         bias: Option<Vec<f32>>,
     ) -> Result<Self, EngineError> {
-        let format = matrix.format;
+        let format = matrix.held.name();
         let few = |rows: usize| card.kernel(&format!("product_rows_{format}_{rows}"));
         Ok(Self {
             bias: bias.map(|numbers| Memory::of(card, &numbers)).transpose()?,

@@ -147,9 +147,9 @@ impl Embeddings {
             .collect();
         let precision = weights.placement().precision;
         let condition = condition(shape, conditioning, weights)?;
-        let tables = Matrix::load_stacked(card, &tables, width, precision)?;
+        let tables = Matrix::load_tables(card, &tables, width, precision)?;
         Ok(Self {
-            kernel: card.kernel(&format!("embed_{}", tables.format()))?,
+            kernel: card.kernel(&format!("embed_{}", tables.held().name()))?,
             tables,
             streams: firsts.len(),
             firsts: Memory::of(card, &firsts)?,

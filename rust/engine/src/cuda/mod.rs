@@ -23,7 +23,7 @@ use moshi_ctl_core::LmShape;
 use moshi_ctl_core::units::FRAME_SAMPLES;
 
 use self::codec::Codec;
-pub(crate) use self::driver::Card;
+pub(crate) use self::driver::{Card, start};
 use self::driver::{Graph, Memory, Moment, Pinned};
 pub(crate) use self::layout::CudaLayout;
 use self::lm::LanguageModel;

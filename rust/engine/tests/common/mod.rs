@@ -58,9 +58,14 @@ pub(crate) fn shape() -> LmShape {
     }
 }
 
-/// Writes a model of `shape` to `folder`.
+/// Writes a model of `shape` to `folder`, as published.
 pub(crate) fn write(folder: &Path, shape: &LmShape) {
-    let options = RandomOptions { seed: 1, precision: Precision::Bf16 };
+    write_in(folder, shape, Precision::Bf16);
+}
+
+/// Writes a model of `shape` to `folder`, the language model's matrices in `precision`.
+pub(crate) fn write_in(folder: &Path, shape: &LmShape, precision: Precision) {
+    let options = RandomOptions { seed: 1, precision };
     write_language_model(shape, &folder.join("lm.safetensors"), &options).unwrap();
     let options = RandomOptions { precision: Precision::F32, ..options };
     write_audio_tokenizer(shape, &folder.join("codec.safetensors"), &options).unwrap();
