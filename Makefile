@@ -94,7 +94,7 @@ fuzz: $(VENV)/tools ## Fuzz what reads what others wrote, FUZZ_SECONDS (60) for 
 
 lint: setup ## Check format, lints and types of everything
 	cargo fmt $(MANIFEST) --all --check
-	cargo clippy --locked $(MANIFEST) --workspace --all-targets --features moshi-ctl-extension/cuda --release -- -D warnings
+	cargo clippy --locked $(MANIFEST) --workspace --all-targets --features moshi-ctl-extension/cuda,moshi-ctl-reference/cuda --release -- -D warnings
 	cargo clippy --locked $(MANIFEST) --package moshi-ctl-extension --features faults,cuda --release -- -D warnings
 	@# The fuzz targets have a lock file of their own, which follows the dependencies of the others.
 	cargo metadata --locked --manifest-path rust/fuzz/Cargo.toml --format-version 1 >/dev/null

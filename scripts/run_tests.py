@@ -11,6 +11,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+FEATURES = "moshi-ctl-extension/cuda,moshi-ctl-reference/cuda"
+
 # What the two runners say at the end of a group of tests.
 _CARGO = re.compile(
     r"^test result: \w+\. (?P<passed>\d+) passed; (?P<failed>\d+) failed; (?P<skipped>\d+) ignored"
@@ -46,7 +48,7 @@ def main() -> None:
     rust_code, rust = _run(
         [
             *("cargo", "test", "--locked", "--release", "--workspace", "--no-fail-fast"),
-            *("--manifest-path", "rust/Cargo.toml", "--features", "moshi-ctl-extension/cuda"),
+            *("--manifest-path", "rust/Cargo.toml", "--features", FEATURES),
         ],
         _count_cargo,
     )

@@ -40,6 +40,8 @@ extern thread_local Index thread_index, block_index, block_size, grid_size;
 void wait_for_block();
 void wait_for_warp();
 float exchange(float value, int mask);
+void mma(float *d, const unsigned *a, const unsigned *b, float (*to_f32)(unsigned short));
+float bf16_to_f32(unsigned short bits);
 float f16_to_f32(unsigned short bits);
 unsigned short f32_to_f16(float value);
 }  // namespace emulated
@@ -54,6 +56,19 @@ static inline void __syncwarp() { emulated::wait_for_warp(); }
 static inline float shuffle_xor(float value, int mask) { return emulated::exchange(value, mask); }
 static inline float f16_to_f32(unsigned short bits) { return emulated::f16_to_f32(bits); }
 static inline unsigned short f32_to_f16(float value) { return emulated::f32_to_f16(value); }
+
+static inline void mma_f16(float *d, const unsigned *a, unsigned b0, unsigned b1) {
+    const unsigned b[2] = {b0, b1};
+    emulated::mma(d, a, b, emulated::f16_to_f32);
+}
+static inline void mma_bf16(float *d, const unsigned *a, unsigned b0, unsigned b1) {
+    const unsigned b[2] = {b0, b1};
+    emulated::mma(d, a, b, emulated::bf16_to_f32);
+}
+static inline unsigned two_i8_to_f16(unsigned bytes, bool upper) {
+    const unsigned pair = upper ? bytes >> 16 : bytes;
+    return f32_to_f16((signed char)pair) | (unsigned)f32_to_f16((signed char)(pair >> 8)) << 16;
+}
 
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

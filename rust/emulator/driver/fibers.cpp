@@ -22,10 +22,20 @@ constexpr unsigned MOST_THREADS = 1024;
 
 enum class State { Ready, AtBlock, AtWarp, Done };
 
+// What a thread shows its warp.
+union Shown {
+    float value;
+    struct {
+        unsigned a[4], b[2];
+    } fragments;
+};
+
 struct Fiber {
     void *stack_pointer;
     State state;
-    float value;
+    // In turn: whoever shows something the next time has waited for all who look at this.
+    Shown shown[2];
+    unsigned turn;
 };
 
 thread_local Fiber fibers[MOST_THREADS];
@@ -83,7 +93,7 @@ void prepare(unsigned index) {
     memset(stack, 0, 8 * sizeof(void *));
     // After six registers the address to return to; then the stack is as after a call.
     stack[6] = reinterpret_cast<void *>(fiber_main);
-    fibers[index] = Fiber{stack, State::Ready, 0};
+    fibers[index] = Fiber{stack, State::Ready, {}, 0};
 }
 
 void go_on(unsigned index) {
@@ -142,13 +152,48 @@ void run_block(const Body &of_thread, bool backwards) {
 void wait_for_block() { give_up(State::AtBlock); }
 void wait_for_warp() { give_up(State::AtWarp); }
 
+namespace {
+
+// Shows the warp something; gives the turn in which everybody's is to be seen.
+unsigned show(const Shown &shown) {
+    Fiber &fiber = fibers[current];
+    const unsigned turn = fiber.turn;
+    fiber.shown[turn] = shown;
+    fiber.turn = 1 - turn;
+    wait_for_warp();
+    return turn;
+}
+
+}  // namespace
+
 float exchange(float value, int mask) {
-    const unsigned self = current;
-    fibers[self].value = value;
-    wait_for_warp();
-    const float other = fibers[self ^ mask].value;
-    wait_for_warp();
-    return other;
+    Shown shown;
+    shown.value = value;
+    const unsigned turn = show(shown);
+    return fibers[current ^ mask].shown[turn].value;
+}
+
+// As PTX's manual describes mma.m16n8k16: of a, thread 4 · r + c has the pairs of columns 2 c and 2
+// c + 8 of rows r and r + 8; of b those of rows 2 c and 2 c + 8 of column r; of d columns 2 c and 2
+// c + 1 of rows r and r + 8.
+void mma(float *d, const unsigned *a, const unsigned *b, float (*to_f32)(unsigned short)) {
+    Shown shown;
+    for (int i = 0; i < 4; i++) shown.fragments.a[i] = a[i];
+    for (int i = 0; i < 2; i++) shown.fragments.b[i] = b[i];
+    const unsigned turn = show(shown);
+    const unsigned warp = current / WARP * WARP, row = current % WARP / 4, column = current % 4 * 2;
+    for (unsigned i = 0; i < 4; i++) {
+        const unsigned of_a = warp + row * 4, of_b = warp + (column + i % 2) * 4;
+        float sum = d[i];
+        for (unsigned k = 0; k < 16; k++) {
+            const unsigned member = k % 8 / 2, second = k / 8, shift = k % 2 * 16;
+            const auto &with_a = fibers[of_a + member].shown[turn].fragments;
+            const auto &with_b = fibers[of_b + member].shown[turn].fragments;
+            sum += to_f32(static_cast<unsigned short>(with_a.a[second * 2 + i / 2] >> shift)) *
+                   to_f32(static_cast<unsigned short>(with_b.b[second] >> shift));
+        }
+        d[i] = sum;
+    }
 }
 
 namespace {
@@ -226,6 +271,13 @@ float f16_to_f32(unsigned short bits) {
     _Float16 half;
     memcpy(&half, &bits, sizeof half);
     return static_cast<float>(half);
+}
+
+float bf16_to_f32(unsigned short bits) {
+    const unsigned wide = static_cast<unsigned>(bits) << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
 }
 
 unsigned short f32_to_f16(float value) {

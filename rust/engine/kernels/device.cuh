@@ -35,6 +35,46 @@ static __device__ inline u16 f32_to_f16(float value) {
     return bits;
 }
 
+// d += a b on tensor cores, for a warp: a is 16 × 16, b is 16 × 8, both of sixteen-bit numbers. Of
+// both each thread has the pairs that PTX's manual gives it for mma.m16n8k16.
+static __device__ inline void mma_f16(float *d, const u32 *a, u32 b0, u32 b1) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    // Turing's are half as deep.
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%8}, "
+        "{%0, %1, %2, %3};\n\t"
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%6, %7}, {%9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+#if HAS_BF16
+static __device__ inline void mma_bf16(float *d, const u32 *a, u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+#endif
+
+// Two signed bytes of `bytes`, from the lower or the upper half of it, as f16 numbers.
+static __device__ inline u32 two_i8_to_f16(u32 bytes, bool upper) {
+    // A byte in the mantissa of 1024 adds itself; without its sign it is 128 too large.
+    const u32 magic = 0x64646464, above = 0x64806480;
+    u32 biased = __byte_perm(bytes ^ 0x80808080, magic, upper ? 0x4342 : 0x4140), pair;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(pair) : "r"(biased), "r"(above));
+    return pair;
+}
+
 static __device__ inline float shuffle_xor(float value, int mask) {
     return __shfl_xor_sync(ALL_LANES, value, mask);
 }

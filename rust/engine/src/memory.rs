@@ -158,7 +158,7 @@ pub(crate) trait Layout {
     fn ring(&self, shape: &TransformerShape, precision: Precision) -> u64;
 
     /// What the layers of a transformer work in, for each of the rows that a lane has in a step.
-    fn transformer_row(&self, shape: &TransformerShape) -> u64;
+    fn transformer_row(&self, shape: &TransformerShape, precision: Precision) -> u64;
 
     /// What the layers of a transformer work in once, however many lanes there are.
     fn transformer_workspace(&self, shape: &TransformerShape, precision: Precision) -> u64;
@@ -227,7 +227,7 @@ fn transformer(layout: &dyn Layout, shape: &TransformerShape, rows: usize, held:
         weights: layers * layer,
         workspace: layout.transformer_workspace(shape, precision),
         lane_state: layers * layout.ring(shape, kv_precision),
-        lane_workspace: rows as u64 * layout.transformer_row(shape),
+        lane_workspace: rows as u64 * layout.transformer_row(shape, precision),
     }
 }
 

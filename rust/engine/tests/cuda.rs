@@ -205,6 +205,8 @@ fn a_card_hears_what_the_cpu_hears() {
         "whole f32 f32 11 4",
         "whole f16 f16 3 6",
         "published q8 q8 3 6",
+        "whole f16 f16 20 3",
+        "published q8 q8 70 2",
         "quantized q8 f16 11 3",
         "plain f32 f32 2 8",
         "plain f16 f16 9 3",
@@ -216,6 +218,7 @@ fn a_card_hears_what_the_cpu_hears() {
         assert_eq!(forwards, backwards, "{order}: the order of threads shows");
     }
     pass("like_the_cpu", "published bf16 bf16 3 6", &AMPERE);
+    pass("like_the_cpu", "published bf16 bf16 40 2", &AMPERE);
 }
 
 #[test]

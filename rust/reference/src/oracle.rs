@@ -112,8 +112,16 @@ pub fn condition(lm: &LmModel, conditioning: Option<Conditioning>) -> Result<Opt
 /// # Errors
 /// When a file cannot be mapped.
 pub fn weights(files: &[&Path]) -> Result<VarBuilder<'static>> {
+    weights_on(files, DType::F32, &Device::Cpu)
+}
+
+/// The weights in some files, as such numbers on a device.
+///
+/// # Errors
+/// As [`weights`].
+pub fn weights_on(files: &[&Path], numbers: DType, device: &Device) -> Result<VarBuilder<'static>> {
     // SAFETY: nobody writes to a checkpoint while a test or benchmark reads it.
-    Ok(unsafe { VarBuilder::from_mmaped_safetensors(files, DType::F32, &Device::Cpu)? })
+    Ok(unsafe { VarBuilder::from_mmaped_safetensors(files, numbers, device)? })
 }
 
 /// `shape` as the crate's own configuration; the two share their names.

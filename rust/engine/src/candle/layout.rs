@@ -42,7 +42,7 @@ impl Layout for CandleLayout {
         2 * bytes(shape.context * shape.d_model, precision)
     }
 
-    fn transformer_row(&self, shape: &TransformerShape) -> u64 {
+    fn transformer_row(&self, shape: &TransformerShape, _: Precision) -> u64 {
         let wide: usize =
             matrices_of_layer(shape).iter().map(|(outputs, inputs)| outputs + inputs).sum();
         // Before and after each change of format.

@@ -36,7 +36,7 @@ impl Layout for CpuLayout {
         Ring::bytes_of(AttentionShape::of(shape), precision)
     }
 
-    fn transformer_row(&self, shape: &TransformerShape) -> u64 {
+    fn transformer_row(&self, shape: &TransformerShape, _: Precision) -> u64 {
         let d = shape.d_model;
         // Of every layer: projections, and what heads make of the values.
         let of_layer = 4 * d;

@@ -6,7 +6,7 @@ use moshi_ctl_core::{PositionalEmbedding, Precision, TransformerShape};
 
 use super::driver::{Card, Grid, Kernel, Memory};
 use super::launch;
-use super::linear::{Ending, Linear};
+use super::linear::{Ending, Linear, Output};
 use super::rows::{Rows, Which};
 use super::transformer::Scratch;
 use crate::EngineError;
@@ -131,9 +131,10 @@ impl SelfAttention {
     ) -> Result<(), EngineError> {
         let AttentionKernels { sizes, frequencies, remember, attend, gather } = kernels;
         let Scratch { normed, projected, parts, mixed, .. } = scratch;
+        let halves = scratch.halves();
         let (card, places) = (x.card(), rows.count * sizes.count as usize);
         let heads = sizes.heads as usize;
-        self.in_proj.forward(normed, places, projected.address(), Ending::Store, None)?;
+        self.in_proj.forward(normed, places, Output::store(projected.address()), halves)?;
         let warps = places * heads;
         launch!(card, *remember, Grid { blocks: [warps.div_ceil(4), 1, 1], threads: 128 };
             projected.address(), self.rings.address(), rows.table.address(),
@@ -144,6 +145,7 @@ impl SelfAttention {
         launch!(card, *gather, Grid { blocks: [heads, places, 1], threads: 128 };
             parts.address(), mixed.address(), sizes.heads, sizes.head_dim, blocks as i32)?;
         debug_assert_eq!(self.out_proj.outputs(), kernels.width());
-        self.out_proj.forward(mixed, places, x.address(), Ending::Add, scale)
+        let to = Output { y: x.address(), ending: Ending::Add, scale };
+        self.out_proj.forward(mixed, places, to, halves)
     }
 }

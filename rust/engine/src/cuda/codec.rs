@@ -8,7 +8,7 @@ use moshi_ctl_core::units::FRAME_SAMPLES;
 use super::conv::{Conv, Input};
 use super::driver::{Card, Grid, Kernel, Memory};
 use super::launch;
-use super::linear::{Ending, Linear};
+use super::linear::{Ending, Linear, Output};
 use super::rows::{Rows, Which};
 use super::transformer::Transformer;
 use crate::EngineError;
@@ -260,7 +260,7 @@ impl SplitQuantizer {
         let SearchScratch { residuals, bests } = &self.scratch;
         let (card, stride) = (latents.card(), self.codebooks as i32);
         let blocks = bins.div_ceil(SEARCH_ENTRIES);
-        input_proj.forward(latents, lanes, residuals[0].address(), Ending::Store, None)?;
+        input_proj.forward(latents, lanes, Output::store(residuals[0].address()), None)?;
         let code = |level: usize| codes + (level * size_of::<u32>()) as u64;
         for (k, level) in levels.iter().enumerate() {
             let (this, other) = (k % 2, (k + 1) % 2);

@@ -5,7 +5,7 @@ use moshi_ctl_core::{CodecShape, Precision, TransformerShape};
 use super::attention::ring_bytes;
 use super::codec::{BufferNumbers, best_bytes};
 use super::linear::{Held, bytes};
-use super::transformer::scratch_numbers;
+use super::transformer::scratch_bytes;
 use crate::checkpoint::Format;
 use crate::conv_shape::ConvShape;
 use crate::memory::{Layout, floats};
@@ -39,8 +39,8 @@ impl Layout for CudaLayout {
         ring_bytes(shape, precision) as u64
     }
 
-    fn transformer_row(&self, shape: &TransformerShape) -> u64 {
-        floats(scratch_numbers(shape))
+    fn transformer_row(&self, shape: &TransformerShape, precision: Precision) -> u64 {
+        scratch_bytes(shape, precision) as u64
     }
 
     fn transformer_workspace(&self, _: &TransformerShape, _: Precision) -> u64 {

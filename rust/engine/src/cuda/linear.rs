@@ -15,6 +15,9 @@ use crate::weights::Weights;
 /// Up to so many rows weights are read once, as fast as the card can; beyond, in tiles.
 const FEW_ROWS: usize = 8;
 
+/// Rows of the blocks of `product_mma`: see `product.cu`.
+const TENSOR_ROWS: [usize; 3] = [16, 32, 64];
+
 /// Numbers that all formats can be read by, so that rows begin where the card reads 16 bytes.
 const ROW_STEP: usize = 32;
 
@@ -261,7 +264,62 @@ pub(super) struct Linear {
     bias: Option<Memory>,
     /// For one, two, four and eight rows.
     few_rows: [Kernel; 4],
-    tile: Kernel,
+    many_rows: ManyRows,
+}
+
+/// What multiplies many rows.
+enum ManyRows {
+    /// In f32 to the last bit.
+    Tile(Kernel),
+    /// Sixteen bits with sums in f32: x is split in two first.
+    TensorCores {
+        split: Kernel,
+        /// For each of [`TENSOR_ROWS`].
+        products: [Kernel; TENSOR_ROWS.len()],
+    },
+}
+
+impl ManyRows {
+    fn of(card: &Arc<Card>, held: Held) -> Result<Self, EngineError> {
+        let name = held.name();
+        let halves = match held {
+            Held::F32 | Held::Upper => {
+                return Ok(Self::Tile(card.kernel(&format!("product_tile_{name}"))?));
+            }
+            Held::F16 | Held::Q8 => "f16",
+            Held::Bf16 => "bf16",
+        };
+        let product = |rows: usize| card.kernel(&format!("product_mma_{name}_{rows}"));
+        let [few, more, most] = TENSOR_ROWS;
+        Ok(Self::TensorCores {
+            split: card.kernel(&format!("split_{halves}"))?,
+            products: [product(few)?, product(more)?, product(most)?],
+        })
+    }
+}
+
+/// What becomes of a product.
+pub(super) struct Output<'a> {
+    /// rows × outputs
+    pub(super) y: u64,
+    pub(super) ending: Ending,
+    /// What each output is multiplied with before it is added.
+    pub(super) scale: Option<&'a Memory>,
+}
+
+impl Output<'_> {
+    /// It is `y`.
+    pub(super) fn store(y: u64) -> Self {
+        Self { y, ending: Ending::Store, scale: None }
+    }
+}
+
+/// Bytes of room that a product with x of so many numbers needs for its halves.
+pub(super) fn halves_bytes(numbers: usize, precision: Precision) -> usize {
+    match precision {
+        Precision::F32 => 0,
+        _ => 2 * size_of::<u16>() * numbers,
+    }
 }
 
 impl Linear {
@@ -303,7 +361,7 @@ impl Linear {
         Ok(Self {
             bias: bias.map(|numbers| Memory::of(card, &numbers)).transpose()?,
             few_rows: [few(1)?, few(2)?, few(4)?, few(8)?],
-            tile: card.kernel(&format!("product_tile_{format}"))?,
+            many_rows: ManyRows::of(card, matrix.held)?,
             matrix,
         })
     }
@@ -312,30 +370,49 @@ impl Linear {
         self.matrix.outputs
     }
 
-    /// `x`: rows × inputs. `y`: rows × outputs.
+    /// `x`: rows × inputs. `halves`: room for [`halves_bytes`] of it.
+    ///
+    /// # Panics
+    /// When there are many rows, the precision is not f32, and there is no such room.
     pub(super) fn forward(
         &self,
         x: &Memory,
         rows: usize,
-        y: u64,
-        ending: Ending,
-        scale: Option<&Memory>,
+        to: Output<'_>,
+        halves: Option<&Memory>,
     ) -> Result<(), EngineError> {
-        let Self { matrix, bias, few_rows, tile } = self;
+        let Self { matrix, bias, few_rows, many_rows } = self;
         let Matrix { numbers, outputs, inputs, padded, .. } = matrix;
+        let Output { y, ending, scale } = to;
         let (card, ending) = (x.card(), ending as i32);
         let (bias, scale) = (address(bias.as_ref()), address(scale));
-        let sizes = [*outputs, *inputs, *padded].map(|size| size as i32);
+        let [out, width, padded_width] = [*outputs, *inputs, *padded].map(|size| size as i32);
         if rows <= FEW_ROWS && inputs == padded {
             let index = rows.next_power_of_two().trailing_zeros() as usize;
             let grid = Grid { blocks: [outputs.div_ceil(16), 1, 1], threads: 128 };
-            launch!(card, few_rows[index], grid;
-                x.address(), numbers.address(), bias, scale, y, rows as i32, sizes[0], sizes[1], ending)
-        } else {
-            let blocks = [outputs.div_ceil(32), rows.div_ceil(32), 1];
-            let windows = Windows::contiguous(rows, *inputs);
-            launch!(card, *tile, Grid { blocks, threads: 256 };
-                x.address(), numbers.address(), bias, scale, y, windows, sizes[0], sizes[1], sizes[2], ending)
+            return launch!(card, few_rows[index], grid;
+                x.address(), numbers.address(), bias, scale, y, rows as i32, out, width, ending);
+        }
+        match many_rows {
+            ManyRows::Tile(kernel) => {
+                let blocks = [outputs.div_ceil(32), rows.div_ceil(32), 1];
+                let windows = Windows::contiguous(rows, *inputs);
+                launch!(card, *kernel, Grid { blocks, threads: 256 };
+                    x.address(), numbers.address(), bias, scale, y, windows, out, width,
+                    padded_width, ending)
+            }
+            ManyRows::TensorCores { split, products } => {
+                let halves = halves.expect("whoever loads such weights has room for halves");
+                let count = rows * inputs;
+                launch!(card, *split, Grid { blocks: [count.div_ceil(256), 1, 1], threads: 256 };
+                    x.address(), halves.address(), count as i32)?;
+                let index = TENSOR_ROWS.iter().position(|most| rows <= *most);
+                let index = index.unwrap_or(TENSOR_ROWS.len() - 1);
+                let blocks = [outputs.div_ceil(32), rows.div_ceil(TENSOR_ROWS[index]), 1];
+                launch!(card, products[index], Grid { blocks, threads: 256 };
+                    halves.address(), numbers.address(), bias, scale, y, rows as i32, out, width,
+                    ending)
+            }
         }
     }
 }

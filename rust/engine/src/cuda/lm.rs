@@ -6,7 +6,7 @@ use moshi_ctl_core::{LmShape, Precision};
 
 use super::driver::{Card, Grid, Kernel, Memory};
 use super::launch;
-use super::linear::{Ending, Linear, Matrix, address};
+use super::linear::{Linear, Matrix, Output, address};
 use super::norm::Norm;
 use super::rows::{Rows, Which};
 use super::transformer::Transformer;
@@ -79,9 +79,12 @@ impl LanguageModel {
         self.embeddings.sum(tokens, lanes, &self.x)?;
         self.transformer.forward(&self.x, rows)?;
         self.out_norm.forward(&self.x, lanes, &self.normed)?;
-        self.text_head.forward(&self.normed, lanes, logits, Ending::Store, None)?;
+        let halves = self.transformer.halves();
+        self.text_head.forward(&self.normed, lanes, Output::store(logits), halves)?;
         match &self.vad_heads {
-            Some(heads) => heads.linear.forward(&self.normed, lanes, classes, Ending::Store, None),
+            Some(heads) => {
+                heads.linear.forward(&self.normed, lanes, Output::store(classes), halves)
+            }
             None => Ok(()),
         }
     }

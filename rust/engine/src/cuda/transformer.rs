@@ -2,16 +2,16 @@
 
 use std::sync::Arc;
 
-use moshi_ctl_core::{Gating, TransformerShape};
+use moshi_ctl_core::{Gating, Precision, TransformerShape};
 
 use super::attention::{AttentionKernels, SelfAttention, parts_numbers};
 use super::driver::{Card, Grid, Kernel, Memory};
 use super::launch;
-use super::linear::{Ending, Linear};
+use super::linear::{Ending, Linear, Output, halves_bytes};
 use super::norm::Norm;
 use super::rows::{Rows, Which};
 use crate::EngineError;
-use crate::weights::Weights;
+use crate::weights::{Placement, Weights};
 
 /// Layers that advance every lane by `count` positions a step.
 pub(super) struct Transformer {
@@ -48,6 +48,7 @@ pub(super) struct Scratch {
     pub(super) mixed: Memory,
     wide: Memory,
     gated: Memory,
+    halves: Option<Memory>,
 }
 
 impl Scratch {
@@ -55,6 +56,7 @@ impl Scratch {
         card: &Arc<Card>,
         shape: &TransformerShape,
         positions: usize,
+        precision: Precision,
     ) -> Result<Self, EngineError> {
         let room = |numbers: usize| Memory::zeroed(card, positions * numbers * size_of::<f32>());
         let d = shape.d_model;
@@ -66,7 +68,16 @@ impl Scratch {
             mixed: room(d)?,
             wide: room(wide)?,
             gated: room(gated)?,
+            halves: match halves_bytes(positions * widest_input(shape), precision) {
+                0 => None,
+                bytes => Some(Memory::zeroed(card, bytes)?),
+            },
         })
+    }
+
+    /// What [`Linear::forward`] has its halves in; none where everything is in f32.
+    pub(super) fn halves(&self) -> Option<&Memory> {
+        self.halves.as_ref()
     }
 }
 
@@ -78,9 +89,17 @@ fn inner_widths(shape: &TransformerShape) -> [usize; 2] {
     }
 }
 
-/// Numbers that the layers work in for each position of a step.
-pub(super) fn scratch_numbers(shape: &TransformerShape) -> usize {
-    5 * shape.d_model + parts_numbers(shape) + inner_widths(shape).iter().sum::<usize>()
+/// The most inputs of a product.
+fn widest_input(shape: &TransformerShape) -> usize {
+    let inner = if shape.gating.is_some() { shape.gated_width() } else { shape.dim_feedforward };
+    shape.d_model.max(inner)
+}
+
+/// Bytes that the layers work in for each position of a step.
+pub(super) fn scratch_bytes(shape: &TransformerShape, precision: Precision) -> usize {
+    let inner: usize = inner_widths(shape).iter().sum();
+    let numbers = 5 * shape.d_model + parts_numbers(shape) + inner;
+    numbers * size_of::<f32>() + halves_bytes(widest_input(shape), precision)
 }
 
 impl Transformer {
@@ -96,14 +115,19 @@ impl Transformer {
         let layers = (0..shape.num_layers)
             .map(|l| Layer::load(card, shape, lanes, &weights.at("layers").at(l)))
             .collect::<Result<_, _>>()?;
-        let kv_precision = weights.placement().kv_precision;
+        let Placement { precision, kv_precision, .. } = *weights.placement();
         Ok(Self {
             layers,
             attention: AttentionKernels::new(card, shape, count, which, kv_precision)?,
             gate: card.kernel("gate")?,
             count,
-            scratch: Scratch::new(card, shape, lanes * count)?,
+            scratch: Scratch::new(card, shape, lanes * count, precision)?,
         })
+    }
+
+    /// Room for the halves of what the layers multiply, which others may use between two steps.
+    pub(super) fn halves(&self) -> Option<&Memory> {
+        self.scratch.halves()
     }
 
     /// Advances `rows`; `x`, rows × count × d_model, becomes what the layers make of it.
@@ -178,9 +202,11 @@ impl FeedForward {
         scratch: &Scratch,
     ) -> Result<(), EngineError> {
         let Scratch { normed, wide, gated, .. } = scratch;
+        let halves = scratch.halves();
+        let added = Output { y: x.address(), ending: Ending::Add, scale };
         match self {
             Self::Gated { linear_in, linear_out, gating } => {
-                linear_in.forward(normed, positions, wide.address(), Ending::Store, None)?;
+                linear_in.forward(normed, positions, Output::store(wide.address()), halves)?;
                 let width = linear_in.outputs() / 2;
                 let gating = match gating {
                     Gating::Silu => 0i32,
@@ -190,11 +216,12 @@ impl FeedForward {
                 };
                 let grid = Grid { blocks: [width.div_ceil(256), positions, 1], threads: 256 };
                 launch!(x.card(), gate, grid; wide.address(), gated.address(), width as i32, gating)?;
-                linear_out.forward(gated, positions, x.address(), Ending::Add, scale)
+                linear_out.forward(gated, positions, added, halves)
             }
             Self::Plain { linear1, linear2 } => {
-                linear1.forward(normed, positions, wide.address(), Ending::Gelu, None)?;
-                linear2.forward(wide, positions, x.address(), Ending::Add, scale)
+                let gelu = Output { y: wide.address(), ending: Ending::Gelu, scale: None };
+                linear1.forward(normed, positions, gelu, halves)?;
+                linear2.forward(wide, positions, added, halves)
             }
         }
     }

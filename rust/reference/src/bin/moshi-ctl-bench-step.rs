@@ -4,10 +4,12 @@
 //!     moshi-ctl-bench-step write --shape SHAPE --folder FOLDER
 //!     moshi-ctl-bench-step ours|reference --shape SHAPE --folder FOLDER --lanes N --active N
 //!         --warmup N --steps N [--context empty|full]
-//!         [--precision f32|f16|bf16|q8] [--kv f32|f16|bf16|q8] [--threads N]
+//!         [--device cpu|cuda:N] [--precision f32|f16|bf16|q8] [--kv f32|f16|bf16|q8]
+//!         [--threads N]
 //!
-//! SHAPE: see [`shapes::named`]. The last three are for ours: f32, its choice of keys and values,
-//! and its choice of threads where they are missing.
+//! SHAPE: see [`shapes::named`]. The CPU and f32 where nothing else is asked for; the reference also
+//! has bf16. The last two are for ours: its choice where they are missing. The reference runs on a
+//! card when this is built with the feature `cuda-reference`.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -15,7 +17,7 @@ use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use moshi_ctl_core::{ModelError, Precision};
+use moshi_ctl_core::{DeviceName, ModelError, Precision};
 use moshi_ctl_engine::measure::{Context, Memory, Plan, StepTime, Subject, measure};
 use moshi_ctl_engine::{AsrModel, AsrSpec, ThreadTime};
 use moshi_ctl_reference::audio::{asset, read_frames};
@@ -93,12 +95,14 @@ fn load(
     lanes: usize,
     options: &Options,
 ) -> Result<(Box<dyn Subject>, Value)> {
+    let device: DeviceName = options.optional("--device").unwrap_or("cpu").parse()?;
     match mode {
         "ours" => {
             let spec = files.spec(lanes);
             let spec = AsrSpec {
                 precision: options.precision("--precision")?.or(spec.precision),
                 kv_precision: options.precision("--kv")?.or(spec.kv_precision),
+                device: Some(device),
                 threads: options.optional("--threads").map(str::parse).transpose()?,
                 ..spec
             };
@@ -113,13 +117,14 @@ fn load(
             Ok((Box::new(model), about))
         }
         "reference" => {
-            for ours in ["--precision", "--kv", "--threads"] {
+            for ours in ["--kv", "--threads"] {
                 if options.optional(ours).is_some() {
                     return Err(format!("{ours}: the reference has no such option").into());
                 }
             }
-            let about = json!({"precision": Precision::F32, "kv_precision": Precision::F32});
-            Ok((Box::new(Reference::load(files, lanes)?), about))
+            let precision = options.precision("--precision")?.unwrap_or(Precision::F32);
+            let about = json!({"precision": precision, "kv_precision": precision});
+            Ok((Box::new(Reference::load(files, lanes, device, precision)?), about))
         }
         _ => Err("first comes `write`, `ours` or `reference`".into()),
     }
