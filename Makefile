@@ -38,10 +38,11 @@ RUST_SOURCES := $(shell find rust -name target -prune -o \( -name '*.rs' -o -nam
 # The kernels for NVIDIA's cards, and what runs them on the processor.
 KERNELS := $(wildcard rust/engine/kernels/* rust/emulator/driver/*)
 
-.PHONY: help setup faults emulator demo test soak fuzz lint format docs bench wheel clean
+.PHONY: help setup faults emulator demo test test-gpu soak fuzz lint format docs bench bench-gpu \
+	wheel wheel-cuda clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/extension ## Install everything and build the extension
 
@@ -85,6 +86,9 @@ demo: setup ## Stream a recording to the embedded model and print the words that
 test: setup faults emulator ## Run all tests, Rust's and Python's
 	@python scripts/run_tests.py
 
+test-gpu: setup ## Run the tests that need an NVIDIA card, where there is one
+	@python -m pytest tests/gpu -m gpu -s
+
 soak: setup faults ## Run the tests that take minutes to hours
 	@python -m pytest tests/soak tests/chaos -m soak -s
 
@@ -117,8 +121,22 @@ docs: setup ## Write the pages and the dashboards that come from the code
 bench: setup ## Measure the engine against the reference, side by side
 	@benchmarks/run
 
+bench-gpu: setup ## Measure the engine on an NVIDIA card against its bandwidth
+	@benchmarks/cuda_step.py
+
 wheel: $(VENV)/tools ## Build the wheel for this platform into dist/
 	maturin build --release --locked --out dist
+
+wheel-cuda: setup ## The same for Linux, and check that it is fit to run on any NVIDIA card
+	@rm -rf $(CACHE)/wheel-cuda
+	maturin build --release --locked --out $(CACHE)/wheel-cuda
+	@echo "installing NVIDIA's assembler ..."
+	@pip install nvidia-cuda-nvcc-cu12==12.9.86
+	@python scripts/check_wheel.py $(CACHE)/wheel-cuda/*.whl --ptxas \
+		"$$(python -c 'import nvidia.cuda_nvcc as p; print(list(p.__path__)[0])')/bin/ptxas"
+	@mkdir -p dist
+	@mv $(CACHE)/wheel-cuda/*.whl dist/
+	@ls dist
 
 clean: ## Remove what the other verbs made, the environment included
 	rm -rf rust/target rust/fuzz/target dist $(VENV)

@@ -217,7 +217,7 @@ def test_a_byte_order_mark_stays(command: Command, tmp_path: Path) -> None:
         (
             ['dtype_override = "f16"'],
             ["--precision", "q8"],
-            {"dtype_override": "q8", "kv_precision": "f16"},
+            {"dtype_override": "q8", "kv_precision": "q8"},
         ),
         (
             ['dtype_override = "f16"', 'precision = "f16"'],

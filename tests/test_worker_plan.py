@@ -13,7 +13,7 @@ from support.fake_nvml import RTX_3060
 from support.worker import KEY, worker
 
 MIB = 2**20
-MEASURED = "CPU keeps in real time, and offers no more than that."
+MEASURED = "device keeps in real time, and offers no more than that."
 
 
 @pytest.fixture(name="env")

@@ -204,12 +204,13 @@ def _print_table(results: dict[str, Any]) -> None:
     weights = "random weights" if results["random_weights"] else "its weights"
     console.print(
         f"{results['config']}, {weights}: {results['precision']}, keys and values in "
-        f"{results['kv_precision']}, {results['threads']} threads, {results['instructions']}, "
-        f"{results['context']} context"
+        f"{results['kv_precision']}, {_place(results)}, {results['context']} context"
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads = ("lanes", "median", "p95", "p99", "codec", "LM", "x real time", "keeps up", "GB")
-    for head in heads:
+    heads = ["lanes", "median", "p95", "p99", "codec", "LM", "x real time", "keeps up"]
+    is_on_card = results["card_bytes"] is not None
+    # Of the process; what is on a card is the same for every number of lanes.
+    for head in heads if is_on_card else [*heads, "GB"]:
         table.add_column(head, justify="right", no_wrap=True)
     for one in results["measurements"]:
         parts = ("step_median_ms", "step_p95_ms", "step_p99_ms", "codec_median_ms", "lm_median_ms")
@@ -218,16 +219,30 @@ def _print_table(results: dict[str, Any]) -> None:
             *(f"{one[part]:.1f}" for part in parts),
             f"{one['real_time_factor']:.2f}",
             "yes" if one["keeps_real_time"] else "no",
-            _gigabytes(one["resident_bytes"]),
+            *(() if is_on_card else (_gigabytes(one["resident_bytes"]),)),
         )
     console.print(table)
     frame_ms = results["frame_ms"]
     console.print(
         f"Times in ms a step of {frame_ms:.0f} ms of audio ({results['steps']} steps each). Codec "
-        "and LM run side by side:\nmedians of their shares. A number of lanes keeps up when 99 of "
+        f"and LM {_order(results)}. A number of lanes keeps up when 99 of "
         f"100 steps take no longer than {frame_ms:.0f} ms."
     )
     console.print(f"{_verdict(results)} Loaded in {results['load_s']:.1f} s.{_memory(results)}")
+
+
+def _place(results: dict[str, Any]) -> str:
+    """What computes."""
+    if results["card_bytes"] is not None:
+        return str(results["device"])
+    return f"{results['threads']} threads, {results['instructions']}"
+
+
+def _order(results: dict[str, Any]) -> str:
+    """How the parts of a step share its time."""
+    if results["card_bytes"] is not None:
+        return "run one after the\nother: medians of both"
+    return "run side by side:\nmedians of their shares"
 
 
 def _verdict(results: dict[str, Any]) -> str:
@@ -239,6 +254,9 @@ def _verdict(results: dict[str, Any]) -> str:
 
 
 def _memory(results: dict[str, Any]) -> str:
+    if results["card_bytes"] is not None:
+        lanes = counted(results["loaded_lanes"], "lane")
+        return f" The card holds {results['card_bytes'] / BYTES_PER_GB:.2f} GB of it, for {lanes}."
     per_lane = results["resident_per_further_lane_bytes"]
     if per_lane is None:
         return ""

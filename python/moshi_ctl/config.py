@@ -49,7 +49,7 @@ class Sizing:
     Attributes:
         reserve_mb: MiB of each device's memory that are left free; None for the default.
         estimate: Whether memory is computed from the shapes of models.
-        real_time: Whether lanes that the CPU cannot keep in real time are given up.
+        real_time: Whether lanes that the device cannot keep in real time are given up.
     """
 
     reserve_mb: int | None

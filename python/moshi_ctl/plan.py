@@ -116,7 +116,7 @@ class Plan:
         machine: What there is.
         devices: What was decided, by device.
         warnings: What the user should know.
-        measures: Whether lanes on the CPU are measured before they are offered.
+        measures: Whether lanes are measured before they are offered.
     """
 
     config: Path

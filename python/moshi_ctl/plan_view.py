@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moshi_ctl import _native, report
-from moshi_ctl.devices import CPU, Device
+from moshi_ctl.devices import Device
 from moshi_ctl.gpu import Gpu, Gpus
 from moshi_ctl.plan import DevicePlan, ModulePlan, Plan
 from moshi_ctl.units import dotted, memory
@@ -96,11 +96,11 @@ def _device(plan: DevicePlan, whole: Plan, console: Console, marks: _Marks) -> R
         table,
     ]
     parts.extend(_notes(module) for module in plan.modules)
-    if device.name == CPU and whole.measures and plan.shortfall is None:
+    if whole.measures and plan.shortfall is None:
         parts.append(
             Text(
-                "That is by memory. Before its port opens a worker measures how many lanes this\n"
-                "CPU keeps in real time, and offers no more than that."
+                "That is by memory. Before its port opens a worker measures how many lanes the\n"
+                "device keeps in real time, and offers no more than that."
             )
         )
     return Group(*parts, Text())

@@ -26,6 +26,7 @@ def machine(
     *,
     memory_mib: int | None = None,
     started: int = 0,
+    fails_at: int | None = None,
 ) -> dict[str, str]:
     """The environment of a process on a machine with cards, the first of which computes.
 
@@ -34,6 +35,7 @@ def machine(
         described: What NVML tells.
         memory_mib: What of the card can really be had; None: what NVML tells.
         started: What comes of starting the driver: an error's code, or 0.
+        fails_at: From which graph on the card fails; a step has two.
     """
     variables = fake_nvml.machine(folder, described)
     variables |= {
@@ -42,6 +44,8 @@ def machine(
         "EMULATED_CUDA_STARTED": str(started),
         "EMULATED_CUDA_REPORT": str(report(folder)),
     }
+    if fails_at is not None:
+        variables["EMULATED_CUDA_FAILS_AT"] = str(fails_at)
     if described.cards:
         card = described.cards[0]
         free = card.total_bytes - card.reserved_bytes - card.used_bytes

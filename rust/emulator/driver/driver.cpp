@@ -28,6 +28,7 @@ enum Result {
     NO_BINARY = 209,
     UNSUPPORTED_PTX = 222,
     NOT_FOUND = 500,
+    LAUNCH_FAILED = 719,
     UNKNOWN = 999,
 };
 
@@ -37,6 +38,8 @@ struct Settings {
     int major = 7, minor = 5, driver = 12000, started = SUCCESS;
     size_t memory = size_t{8} << 30;
     bool backwards = false;
+    // The graph that fails, counted from 1, and all after it.
+    unsigned long fails_at = ~0ul;
     std::string report;
 
     Settings() {
@@ -46,6 +49,8 @@ struct Settings {
             memory = strtoull(text, nullptr, 10) << 20;
         if (const char *text = getenv("EMULATED_CUDA_DRIVER")) driver = atoi(text);
         if (const char *text = getenv("EMULATED_CUDA_STARTED")) started = atoi(text);
+        if (const char *text = getenv("EMULATED_CUDA_FAILS_AT"))
+            fails_at = strtoull(text, nullptr, 10);
         if (const char *text = getenv("EMULATED_CUDA_BACKWARDS")) backwards = *text == '1';
         if (const char *text = getenv("EMULATED_CUDA_REPORT")) report = text;
     }
@@ -181,6 +186,7 @@ int cuDevicePrimaryCtxRetain(void **context, int) {
     *context = &card();
     return SUCCESS;
 }
+int cuDevicePrimaryCtxSetFlags_v2(int, unsigned) { return SUCCESS; }
 int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 int cuCtxSetCurrent(void *) { return SUCCESS; }
 int cuCtxGetCurrent(void **context) {
@@ -248,6 +254,13 @@ int cuMemcpyDtoHAsync_v2(void *to, Address from, size_t bytes, Stream *stream) {
     submit(stream, {"copy_to_host", [=] { memcpy(to, reinterpret_cast<void *>(from), bytes); }});
     return SUCCESS;
 }
+int cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Stream *stream) {
+    LOCKED;
+    submit(stream, {"copy", [=] {
+                        memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
+                    }});
+    return SUCCESS;
+}
 int cuMemcpyHtoD_v2(Address to, const void *from, size_t bytes) {
     return cuMemcpyHtoDAsync_v2(to, from, bytes, nullptr);
 }
@@ -297,6 +310,7 @@ int cuGraphExecDestroy(Graph *graph) { return cuGraphDestroy(graph); }
 int cuGraphLaunch(Graph *exec, Stream *) {
     LOCKED;
     card().count("graph");
+    if (card().counts["graph"] >= card().settings.fails_at) return LAUNCH_FAILED;
     for (Node &node : exec->nodes) {
         card().count("graph_" + node.name);
         node.run();
@@ -375,6 +389,9 @@ int cuGetErrorName(int error, const char **text) {
             return SUCCESS;
         case NOT_FOUND:
             *text = "CUDA_ERROR_NOT_FOUND";
+            return SUCCESS;
+        case LAUNCH_FAILED:
+            *text = "CUDA_ERROR_LAUNCH_FAILED";
             return SUCCESS;
         case UNKNOWN:
             *text = "CUDA_ERROR_UNKNOWN";

@@ -69,6 +69,7 @@ pub struct AsrModel {
     lanes: Vec<Lane>,
     shape: LmShape,
     temperature: f64,
+    device: DeviceName,
     precision: Precision,
     kv_precision: Precision,
     step: Step,
@@ -159,11 +160,17 @@ impl AsrModel {
             lanes: (0..spec.lanes).map(|_| lane()).collect(),
             shape: shape.clone(),
             temperature: spec.temperature,
+            device: device_name,
             precision,
             kv_precision,
             step: Step::new(shape),
             timing: StepTiming::default(),
         })
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> DeviceName {
+        self.device
     }
 
     /// The precision of the language model.
@@ -179,6 +186,12 @@ impl AsrModel {
     /// What computes, where that is the CPU with our own kernels.
     pub fn processor(&self) -> Option<Processor> {
         self.backend.processor()
+    }
+
+    /// Memory that it holds on a card, where it runs on one, apart from what the driver takes for
+    /// the process.
+    pub fn card_bytes(&self) -> Option<u64> {
+        self.backend.card_bytes()
     }
 
     /// How long the parts of the last step took.

@@ -39,6 +39,11 @@ pub(crate) trait Backend: Send {
     fn processor(&self) -> Option<Processor> {
         None
     }
+
+    /// Memory that it holds on a card, apart from what the card's driver takes for the process.
+    fn card_bytes(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// How long the parts of a step took. Where they share threads, the time of the step is divided as

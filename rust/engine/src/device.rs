@@ -65,6 +65,18 @@ pub fn cuda_obstacle() -> Option<EngineError> {
     None
 }
 
+/// Bytes that the card `cuda:ordinal` reads and writes in a second while it copies, of several
+/// copies: the limit of whatever is bound by memory.
+///
+/// # Errors
+/// When this build or the machine has no such card.
+pub fn card_bandwidth(ordinal: usize) -> Result<Vec<f64>, EngineError> {
+    #[cfg(cuda)]
+    return crate::cuda::bandwidth(ordinal);
+    #[cfg(not(cuda))]
+    Err(EngineError::new(format!("no cuda:{ordinal}: this build has no support for cuda")))
+}
+
 fn unusable(name: DeviceName, why: EngineError) -> EngineError {
     let hint = why.hint().unwrap_or("Check the driver with `moshi-ctl doctor`.").to_owned();
     EngineError::new(format!("the device {name} cannot be used: {why}"))

@@ -28,12 +28,12 @@ pub fn load_what_fits(mut spec: AsrSpec) -> Result<AsrModel, EngineError> {
     }
 }
 
-/// A model on the CPU that, once it is warm, measures its steps over full contexts and gives up the
+/// A model that, once it is warm, measures its steps over full contexts and gives up the
 /// lanes that cannot be kept in real time. One lane always stays: it can transcribe files.
 pub struct RealTimeModel {
     /// The model, with as many lanes as memory allows.
     pub model: AsrModel,
-    /// How many such models share the machine.
+    /// How many such models share the device.
     pub models: usize,
     /// How many lanes somebody has wished for; fewer are a warning.
     pub wish: Option<usize>,

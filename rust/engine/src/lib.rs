@@ -31,7 +31,7 @@ pub use asr::{AsrModel, AsrSpec, StepTrace};
 pub use backend::{Processor, StepTiming, ThreadTime, WorkTime};
 pub use conditioner::Conditioning;
 pub use cpu::{MAX_THREADS, available_instructions, processor};
-pub use device::{accelerators, cuda_obstacle};
+pub use device::{accelerators, card_bandwidth, cuda_obstacle};
 pub use error::EngineError;
 pub use fit::{RealTimeModel, load_what_fits};
 pub use memory::{MemoryNeeds, MemorySubject};

@@ -35,7 +35,7 @@ pub struct PrecisionChoice {
 
 /// Chooses for a language model on a device of this kind. Without a wish, weights are q8 on the
 /// CPU, f32 on cards below compute capability 8.0, which have no bf16, and bf16 elsewhere; keys and
-/// values are q8 beside q8 weights on the CPU and else as the weights.
+/// values are as the weights, except beside q8 weights on Metal, where they are f16.
 ///
 /// # Errors
 /// When the device cannot do what is wished for.
@@ -47,7 +47,7 @@ pub fn choose_precision(
     choose(device, Kernels::default(), wish, kv_wish)
 }
 
-/// [`choose_precision`], where on the CPU candle may compute.
+/// [`choose_precision`], where candle may compute on the CPU.
 pub(crate) fn choose(
     device: DeviceKind,
     kernels: Kernels,
@@ -66,8 +66,9 @@ pub(crate) fn choose(
         .with_hint("Use f16, f32 or q8, or leave the choice to the program."));
     }
     if kv_wish == Some(Precision::Q8) && !own_kernels {
-        return Err(EngineError::new("q8 key/value rings are for the CPU's own kernels")
-            .with_hint("Set kv_precision to f16, bf16 or f32."));
+        return Err(EngineError::new("q8 key/value rings are for our own kernels").with_hint(
+            "Set kv_precision to f16, bf16 or f32, or run on the CPU or an NVIDIA card.",
+        ));
     }
     let (default, why) = match device {
         DeviceKind::Cpu => (Precision::Q8, "a CPU is bound by reading weights".to_owned()),
@@ -121,7 +122,7 @@ mod tests {
                 }
                 let choice = choice.unwrap();
                 assert_eq!((choice.precision, choice.reason.as_str()), (wish, "asked for"));
-                let q8_rings = wish == Precision::Q8 && device == DeviceKind::Cpu;
+                let q8_rings = wish == Precision::Q8 && device != DeviceKind::Metal;
                 assert_eq!(choice.kv_precision == Precision::Q8, q8_rings);
             }
         }
@@ -133,7 +134,8 @@ mod tests {
         let choice = choose_precision(DeviceKind::Cpu, None, kv).unwrap();
         assert_eq!((choice.precision, choice.kv_precision), (Precision::Q8, Precision::F16));
         assert!(choose_precision(TURING, None, Some(Precision::Bf16)).is_err());
-        assert!(choose_precision(AMPERE, None, Some(Precision::Q8)).is_err());
+        assert!(choose_precision(AMPERE, None, Some(Precision::Q8)).is_ok());
+        assert!(choose_precision(DeviceKind::Metal, None, Some(Precision::Q8)).is_err());
         assert!(choose(DeviceKind::Cpu, Kernels::Candle, None, Some(Precision::Q8)).is_err());
     }
 }

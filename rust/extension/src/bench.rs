@@ -103,6 +103,8 @@ pub(crate) fn bench<'py>(
         &json!({
             "precision": model.precision(),
             "kv_precision": model.kv_precision(),
+            "device": model.device().to_string(),
+            "card_bytes": model.card_bytes(),
             "threads": processor.map(|processor| processor.threads),
             "instructions": processor.map(|processor| processor.instructions),
             "loaded_lanes": most_lanes,

@@ -13,6 +13,9 @@ use crate::weights::Weights;
 /// Numbers that a block of `extend` activates.
 const EXTENDED_BY_BLOCK: usize = 4 * 256;
 
+/// Blocks of large tiles that keep a card busy: two for each multiprocessor of a small one.
+const BUSY: usize = 72;
+
 /// What a convolution hears.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Input {
@@ -34,6 +37,8 @@ pub(super) struct Conv {
     memories: Memory,
     extend: Kernel,
     convolve: Kernel,
+    /// The same in small tiles, whose inputs are shared among threads.
+    convolve_little: Kernel,
 }
 
 impl Conv {
@@ -58,6 +63,7 @@ impl Conv {
             memories: Memory::zeroed(card, memory * size_of::<f32>())?,
             extend: card.kernel("extend")?,
             convolve: card.kernel("convolve")?,
+            convolve_little: card.kernel("product_tile_f32")?,
         })
     }
 
@@ -94,8 +100,12 @@ impl Conv {
             tap_stride: (dilation * tap) as i32,
             group_stride: ((past + time) * inputs) as u64,
         };
-        let blocks = [outputs.div_ceil(64), (count * of_lane).div_ceil(64), 1];
-        launch!(card, self.convolve, Grid { blocks, threads: 256 };
+        let blocks = |tile: usize| [outputs.div_ceil(tile), (count * of_lane).div_ceil(tile), 1];
+        let (kernel, blocks) = match blocks(64) {
+            [x, y, _] if x * y < BUSY => (self.convolve_little, blocks(32)),
+            blocks => (self.convolve, blocks),
+        };
+        launch!(card, kernel, Grid { blocks, threads: 256 };
             extended.address(), matrix.address(), address(bias.as_ref()), 0u64, y.address(), windows,
             outputs as i32, width as i32, matrix.padded() as i32, ending as i32)
     }

@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString, c_void};
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cudarc::driver::sys;
@@ -34,6 +35,8 @@ pub(crate) struct Card {
     module: sys::CUmodule,
     stream: sys::CUstream,
     compute_capability: (u32, u32),
+    /// Bytes of all [`Memory`] on it.
+    taken: AtomicU64,
 }
 
 // SAFETY: contexts, modules and streams are handles that any thread may use once the context is
@@ -134,6 +137,10 @@ impl Card {
                 )));
             };
             let text = CString::new(kernels).expect("kernels are text");
+            // Whoever waits for a step is to leave the processor to others. A card that is in use
+            // already may keep what it was told first.
+            let waiting = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+            let _ = sys::cuDevicePrimaryCtxSetFlags_v2(number, waiting);
             let mut context = MaybeUninit::uninit();
             let retained = sys::cuDevicePrimaryCtxRetain(context.as_mut_ptr(), number);
             check(retained, "opening the card")?;
@@ -143,6 +150,7 @@ impl Card {
                 module: null_mut(),
                 stream: null_mut(),
                 compute_capability,
+                taken: AtomicU64::new(0),
             };
             card.bind()?;
             let created = sys::cuStreamCreate(
@@ -159,6 +167,11 @@ impl Card {
     /// Major and minor.
     pub(crate) fn compute_capability(&self) -> (u32, u32) {
         self.compute_capability
+    }
+
+    /// Bytes of all [`Memory`] on it.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// The kernel of this name.
@@ -354,6 +367,19 @@ impl Memory {
         Ok(memory)
     }
 
+    /// Has all of it become what `from` is then, which is as large.
+    ///
+    /// # Safety
+    /// `from` stays until then.
+    pub(super) unsafe fn copy_of(&self, from: &Self) -> Result<(), EngineError> {
+        assert_eq!(self.bytes, from.bytes);
+        // SAFETY: both are that large; the caller vouches for their lives.
+        let copied = unsafe {
+            sys::cuMemcpyDtoDAsync_v2(self.address, from.address, self.bytes, self.card.stream)
+        };
+        check(copied, "copying on the card")
+    }
+
     /// What `numbers` are.
     ///
     /// # Errors
@@ -397,6 +423,7 @@ impl Memory {
             }
             result => {
                 check(result, "taking memory")?;
+                card.taken.fetch_add(bytes as u64, Ordering::Relaxed);
                 Ok(Self { card: card.clone(), address, bytes })
             }
         }
@@ -440,6 +467,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.card.taken.fetch_sub(self.bytes as u64, Ordering::Relaxed);
         // SAFETY: nothing that is still to run uses it: its owner has waited for the card.
         unsafe {
             sys::cuCtxSetCurrent(self.card.context);

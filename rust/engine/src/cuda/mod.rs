@@ -6,6 +6,7 @@
 //! a step has is a table that the kernels read, so lanes need not be neighbours.
 
 mod attention;
+mod bandwidth;
 mod codec;
 mod conv;
 mod driver;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use moshi_ctl_core::LmShape;
 use moshi_ctl_core::units::FRAME_SAMPLES;
 
+pub(crate) use self::bandwidth::bandwidth;
 use self::codec::Codec;
 pub(crate) use self::driver::{Card, start};
 use self::driver::{Graph, Memory, Moment, Pinned};
@@ -199,6 +201,10 @@ impl Backend for CudaBackend {
 
     fn keep_lanes(&mut self, count: usize) {
         self.lanes.keep(count);
+    }
+
+    fn card_bytes(&self) -> Option<u64> {
+        Some(self.card.taken())
     }
 
     fn fill_context(&mut self, lane: usize) -> Result<(), EngineError> {

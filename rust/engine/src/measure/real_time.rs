@@ -44,7 +44,7 @@ impl RealTimeLanes {
 }
 
 /// Measures how many lanes, up to `most`, a model steps in real time when all of them have heard a
-/// whole context and `models` such models share the machine. The lanes that were measured have to
+/// whole context and `models` such models share the device. The lanes that were measured have to
 /// be reset afterwards.
 ///
 /// # Errors

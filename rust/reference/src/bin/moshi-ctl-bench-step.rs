@@ -2,6 +2,7 @@
 //! scripts in `benchmarks` run it for both engines and put the results side by side.
 //!
 //!     moshi-ctl-bench-step write --shape SHAPE --folder FOLDER
+//!     moshi-ctl-bench-step bandwidth --device cuda:N
 //!     moshi-ctl-bench-step ours|reference --shape SHAPE --folder FOLDER --lanes N --active N
 //!         --warmup N --steps N [--context empty|full]
 //!         [--device cpu|cuda:N] [--precision f32|f16|bf16|q8] [--kv f32|f16|bf16|q8]
@@ -30,6 +31,13 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let mode = arguments.next().unwrap_or_default();
     let options = Options::read(arguments)?;
+    if mode == "bandwidth" {
+        let DeviceName::Cuda(number) = options.text("--device")?.parse()? else {
+            return Err("--device: a card's bandwidth is asked for, such as cuda:0".into());
+        };
+        println!("{}", json!({"bytes_per_s": moshi_ctl_engine::card_bandwidth(number)?}));
+        return Ok(());
+    }
     let shape = shapes::named(options.text("--shape")?)?;
     let folder = Path::new(options.text("--folder")?);
     if mode == "write" {
