@@ -332,21 +332,27 @@ int cuEventDestroy_v2(void *event) {
     return SUCCESS;
 }
 
-int cuModuleLoadData(Module **module, const void *image) {
+// The options are a buffer for what went wrong, and its size.
+int cuModuleLoadDataEx(Module **module, const void *image, unsigned, int *, void **values) {
     LOCKED;
+    const auto refused = [values](int error, const char *why) {
+        snprintf(static_cast<char *>(values[0]), reinterpret_cast<size_t>(values[1]), "%s", why);
+        return error;
+    };
     const char *text = static_cast<const char *>(image);
     int version_major = 0, version_minor = 0, target = 0;
     const char *version = strstr(text, ".version "), *architecture = strstr(text, ".target sm_");
     if (!version || !architecture ||
         sscanf(version, ".version %d.%d", &version_major, &version_minor) != 2 ||
         sscanf(architecture, ".target sm_%d", &target) != 1)
-        return INVALID_IMAGE;
+        return refused(INVALID_IMAGE, "this is no PTX");
     const Settings &settings = card().settings;
-    if (target > settings.major * 10 + settings.minor) return NO_BINARY;
+    if (target > settings.major * 10 + settings.minor)
+        return refused(NO_BINARY, "for a newer card");
     // CUDA 12.x reads PTX 8.x, 13.x reads 9.x.
     if (version_major * 10 + version_minor >
         (settings.driver / 1000 - 4) * 10 + settings.driver % 1000 / 10)
-        return UNSUPPORTED_PTX;
+        return refused(UNSUPPORTED_PTX, "PTX of a newer CUDA");
     Module *loaded = new Module;
     for (const char *at = text; (at = strstr(at, ".entry ")); at += 7) {
         const char *name = at + 7;

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ptr::null_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
@@ -27,6 +27,9 @@ const LEAST_CUDA: i32 = 12_000;
 
 /// The first driver that serves it.
 const LEAST_DRIVER: &str = "525";
+
+/// What loading kernels takes when they have to be compiled, and not when they are kept.
+const WORTH_A_WORD: Duration = Duration::from_millis(500);
 
 /// A card, with the kernels of this program on it.
 pub(crate) struct Card {
@@ -136,7 +139,6 @@ impl Card {
                      needed"
                 )));
             };
-            let text = CString::new(kernels).expect("kernels are text");
             // Whoever waits for a step is to leave the processor to others. A card that is in use
             // already may keep what it was told first.
             let waiting = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
@@ -158,10 +160,47 @@ impl Card {
                 sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32,
             );
             check(created, "making a stream")?;
-            let loaded = sys::cuModuleLoadData(&mut card.module, text.as_ptr().cast());
-            check(loaded, "compiling the kernels for the card")?;
+            card.compile(kernels)?;
             Ok(Arc::new(card))
         }
+    }
+
+    /// Has the driver compile the kernels, or find what it has made of them before.
+    fn compile(&mut self, kernels: &str) -> Result<(), EngineError> {
+        let text = CString::new(kernels).expect("kernels are text");
+        let mut log = [0u8; 1024];
+        let mut options = [
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+        ];
+        // The second is a number in a pointer's place.
+        let mut values: [*mut c_void; 2] = [log.as_mut_ptr().cast(), log.len() as *mut c_void];
+        let started = Instant::now();
+        // SAFETY: the text ends with a zero; the options have these values, which live.
+        let loaded = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut self.module,
+                text.as_ptr().cast(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        check(loaded, "compiling the kernels for the card").map_err(|error| {
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
+            match log.lines().next() {
+                Some(line) => EngineError::new(format!("{error}: {line}")),
+                None => error,
+            }
+        })?;
+        let took = started.elapsed();
+        if took >= WORTH_A_WORD {
+            tracing::info!(
+                "the driver has compiled the kernels for this card in {:.1} s, and keeps them",
+                took.as_secs_f64()
+            );
+        }
+        Ok(())
     }
 
     /// Major and minor.
