@@ -199,7 +199,7 @@ impl AsrModel {
         self.timing
     }
 
-    /// Gives up the lanes from `count` on and their memory.
+    /// Gives up the lanes from `count` on and, except on a card, their memory.
     ///
     /// # Panics
     /// When there are not so many.

@@ -11,7 +11,7 @@ pub(crate) trait Backend: Send {
     /// Forgets what `lane` has heard.
     fn reset(&mut self, lane: usize);
 
-    /// Gives up the lanes from `count` on and their memory.
+    /// Gives up the lanes from `count` on, and their memory where it is not taken for all at once.
     fn keep_lanes(&mut self, count: usize);
 
     /// Puts `lane` as if it had heard a whole context, for measurements.

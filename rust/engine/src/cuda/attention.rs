@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use moshi_ctl_core::{PositionalEmbedding, Precision, TransformerShape};
 
-use super::driver::{Card, Grid, Kernel, Memory};
+use super::driver::{Card, Grid, Kernel};
 use super::launch;
 use super::linear::{Ending, Linear, Output};
+use super::memory::Memory;
 use super::rows::{Rows, Which};
 use super::transformer::Scratch;
 use crate::EngineError;

@@ -1,6 +1,7 @@
 //! What a card's memory can do.
 
-use super::driver::{Card, Memory, Moment};
+use super::driver::{Card, Moment};
+use super::memory::Memory;
 use crate::EngineError;
 
 /// Large enough for caches to matter little.

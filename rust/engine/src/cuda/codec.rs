@@ -6,9 +6,10 @@ use moshi_ctl_core::CodecShape;
 use moshi_ctl_core::units::FRAME_SAMPLES;
 
 use super::conv::{Conv, Input};
-use super::driver::{Card, Grid, Kernel, Memory};
+use super::driver::{Card, Grid, Kernel};
 use super::launch;
 use super::linear::{Ending, Linear, Output};
+use super::memory::Memory;
 use super::rows::{Rows, Which};
 use super::transformer::Transformer;
 use crate::EngineError;

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use super::driver::{Card, Grid, Kernel, Memory};
+use super::driver::{Card, Grid, Kernel};
 use super::launch;
 use super::linear::{Ending, Matrix, Windows, address};
+use super::memory::Memory;
 use super::rows::Rows;
 use crate::EngineError;
 use crate::conv_shape::{Activation, ConvShape, Padding};

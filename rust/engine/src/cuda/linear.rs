@@ -5,8 +5,9 @@ use std::sync::Arc;
 use half::{bf16, f16};
 use moshi_ctl_core::Precision;
 
-use super::driver::{Card, Grid, Kernel, Memory};
+use super::driver::{Card, Grid, Kernel};
 use super::launch;
+use super::memory::Memory;
 use crate::EngineError;
 use crate::checkpoint::{Format, RawTensor};
 use crate::quantization::{self, BLOCK, Q8Block};

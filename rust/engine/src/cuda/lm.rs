@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use moshi_ctl_core::{LmShape, Precision};
 
-use super::driver::{Card, Grid, Kernel, Memory};
+use super::driver::{Card, Grid, Kernel};
 use super::launch;
 use super::linear::{Linear, Matrix, Output, address};
+use super::memory::Memory;
 use super::norm::Norm;
 use super::rows::{Rows, Which};
 use super::transformer::Transformer;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use moshi_ctl_core::Norm as NormKind;
 
-use super::driver::{Card, Grid, Kernel, Memory};
+use super::driver::{Card, Grid, Kernel};
 use super::launch;
+use super::memory::Memory;
 use crate::EngineError;
 use crate::epsilon::{LAYER_EPSILON, RMS_EPSILON};
 use crate::weights::Weights;

@@ -1,6 +1,6 @@
 //! What a step tells the card of its lanes.
 
-use super::driver::Memory;
+use super::memory::Memory;
 
 /// Whose position counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use moshi_ctl_core::{Gating, Precision, TransformerShape};
 
 use super::attention::{AttentionKernels, SelfAttention, parts_numbers};
-use super::driver::{Card, Grid, Kernel, Memory};
+use super::driver::{Card, Grid, Kernel};
 use super::launch;
 use super::linear::{Ending, Linear, Output, halves_bytes};
+use super::memory::Memory;
 use super::norm::Norm;
 use super::rows::{Rows, Which};
 use crate::EngineError;
