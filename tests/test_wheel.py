@@ -40,6 +40,12 @@ def changed(wheel: Path, folder: Path, change: Callable[[str, bytes], bytes | No
     return path
 
 
+def test_who_asks_for_cuda_gets_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        assert "Provides-Extra: cuda\n" in archive.read(metadata).decode()
+
+
 def test_it_is_fit(wheel: Path) -> None:
     findings = "\n".join(check_wheel.check(wheel))
     assert "manylinux_" in findings

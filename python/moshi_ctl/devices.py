@@ -27,7 +27,7 @@ LEAST_COMPUTE_CAPABILITY: Final = (7, 5)
 _METAL_SHARE: Final = 0.75
 
 _BUILDS: Final = {
-    CUDA: "builds for Linux on x86-64 have it; elsewhere, build one with NVRTC_LIBRARY set",
+    CUDA: "builds for Linux on x86-64 have it; elsewhere build one, with NVRTC_LIBRARY set",
     METAL: "build one with the feature metal; none is published yet",
 }
 

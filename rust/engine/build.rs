@@ -2,6 +2,7 @@
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(cuda)");
+    println!("cargo:rerun-if-changed=build.rs");
     #[cfg(feature = "cuda")]
     nvrtc::main();
 }
@@ -30,10 +31,13 @@ mod nvrtc {
         println!("cargo:rerun-if-env-changed={LIBRARY}");
         let variable = |name| std::env::var(name).unwrap_or_default();
         let named = std::env::var_os(LIBRARY).map(PathBuf::from);
-        // Where NVIDIA has neither a driver nor a package of NVRTC, the feature adds nothing.
-        let has_driver = ["linux", "windows"].contains(&variable("CARGO_CFG_TARGET_OS").as_str());
-        if !has_driver || named.is_none() && variable("CARGO_CFG_TARGET_ARCH") != "x86_64" {
-            return;
+        // Elsewhere the feature adds nothing: NVIDIA has no driver, or nobody has tried its package
+        // of NVRTC there, unless somebody names one.
+        let target = (variable("CARGO_CFG_TARGET_OS"), variable("CARGO_CFG_TARGET_ARCH"));
+        match (target.0.as_str(), target.1.as_str()) {
+            ("linux", "x86_64") => {}
+            ("linux" | "windows", _) if named.is_some() => {}
+            _ => return,
         }
         let path = named.unwrap_or_else(installed);
         // SAFETY: NVIDIA's compiler, loaded for what it is.
@@ -52,9 +56,7 @@ mod nvrtc {
     fn installed() -> PathBuf {
         let find = "import glob, nvidia.cuda_nvrtc as package\n\
                     folder = list(package.__path__)[0]\n\
-                    found = glob.glob(folder + '/lib/libnvrtc.so.*') + \
-                    glob.glob(folder + '/bin/nvrtc64_*_0.dll')\n\
-                    print(found[0])";
+                    print(glob.glob(folder + '/lib/libnvrtc.so.*')[0])";
         let python = std::env::var_os("PYO3_PYTHON").unwrap_or_else(|| "python3".into());
         let why = match Command::new(&python).args(["-c", find]).output() {
             Ok(output) if output.status.success() => {
