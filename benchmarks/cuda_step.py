@@ -30,7 +30,6 @@ from measuring import (
     Verdict,
     cache,
     command_line,
-    json_line,
     limits_table,
     paragraph,
     table,
@@ -70,6 +69,15 @@ def card_facts(device: str) -> dict[str, str]:
     return dict(zip(names, (field.strip() for field in said.stdout.split(",")), strict=False))
 
 
+def bandwidth(program: Path, device: str) -> list[float]:
+    """Bytes a second that a card reads and writes while it copies, of several copies."""
+    command = [str(program), "bandwidth", "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        sys.exit(f"there is nothing to measure: {done.stderr.strip()}")
+    return [float(rate) for rate in json.loads(done.stdout)["bytes_per_s"]]
+
+
 class Bench:
     """Runs engines, each a process of its own."""
 
@@ -81,11 +89,6 @@ class Bench:
         self.runs: list[dict[str, Any]] = []
         if not all((self._weights / f"{name}.safetensors").exists() for name in ("lm", "codec")):
             subprocess.run(self._command("write"), check=True)  # noqa: S603
-
-    def bandwidth(self) -> list[float]:
-        """Bytes a second that the card reads and writes while it copies, of several copies."""
-        command = [str(self._program), "bandwidth", "--device", self._device]
-        return [float(rate) for rate in json_line(command)["bytes_per_s"]]
 
     def step_ms(self, engine: str, precision: str, lanes: int) -> float | None:
         """The median step of one more run; None where the card has no room for so many lanes."""
@@ -145,9 +148,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     program = build(with_reference=arguments.reference)
-    bench = Bench(program, arguments.device, arguments.steps, arguments.warmup)
-    rates = bench.bandwidth()
+    rates = bandwidth(program, arguments.device)
     rate = statistics.median(rates)
+    bench = Bench(program, arguments.device, arguments.steps, arguments.warmup)
     engines = ("ours", "reference") if arguments.reference else ("ours",)
     times: Times = {}
     for repeat in range(arguments.repeats):
