@@ -2,10 +2,11 @@
 """Step times on an NVIDIA card, beside the published `moshi` crate and the card's bandwidth.
 
 Random weights in the shape of Kyutai's STT 1B, full contexts, every number of lanes in every
-precision. The reference takes part, in f32 and bf16, where NVIDIA's toolkit can build it
-(`--reference`). What a step has to read at least, its weights once and every lane's keys and
-values, at the rate at which the card copies, is the limit that one stream is held to. Writes
-`results/cuda_step.md` and `results/cuda_step.json`; exits with 1 where a limit is missed.
+precision. The reference takes part, in f32 and bf16, with `--reference`: it needs NVIDIA's toolkit,
+and a card with compute capability 8.0, below which its kernels do not compile. What a step has to
+read at least, its weights once and every lane's keys and values, at the rate at which the card
+copies, is the limit that one stream is held to. Writes `results/cuda_step.md` and
+`results/cuda_step.json`; exits with 1 where a limit is missed.
 
 Standard library only. Needs a Rust toolchain, a card with its driver, a Python with
 nvidia-cuda-nvrtc-cu12 first on the PATH, 3 GB of disk.
@@ -42,19 +43,24 @@ OF_REFERENCE = ("f32", "bf16")
 WEIGHT_BYTES = {"f32": 2, "f16": 2, "bf16": 2, "q8": 34 / 32}
 RING_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8": 1 + 4 / 128}
 
+PROGRAM = "moshi-ctl-bench-step"
+# Of each engine: the feature it is built with, and where, below the usual place.
+FEATURES = {"ours": ("cuda", ""), "reference": ("cuda-reference", "cuda-reference")}
+
 # The limits the project has set itself.
 LEAST_STREAMS_OF_REFERENCE = 2.0
 MOST_TIME_OF_BANDWIDTH = 2.0
 
 
-def build(*, with_reference: bool) -> Path:
-    """Builds the program that measures, with our kernels and perhaps with the reference's."""
-    feature = "cuda-reference" if with_reference else "cuda"
+def build(engine: str) -> Path:
+    """Builds the program for one engine: they link CUDA in ways that exclude each other."""
+    feature, target = FEATURES[engine]
+    folder = Path(os.environ.get("CARGO_TARGET_DIR", RUST / "target"), target)
     options = ["--release", "--locked", "-p", "moshi-ctl-reference", "--features", feature]
+    options += ["--bin", PROGRAM, "--target-dir", str(folder)]
     cargo = os.environ.get("CARGO", "cargo")
-    program = "moshi-ctl-bench-step"
-    subprocess.run([cargo, "build", *options, "--bin", program], cwd=RUST, check=True)  # noqa: S603
-    return Path(os.environ.get("CARGO_TARGET_DIR", RUST / "target"), "release", program)
+    subprocess.run([cargo, "build", *options], cwd=RUST, check=True)  # noqa: S603
+    return folder / "release" / PROGRAM
 
 
 def card_facts(device: str) -> dict[str, str]:
@@ -81,14 +87,14 @@ def bandwidth(program: Path, device: str) -> list[float]:
 class Bench:
     """Runs engines, each a process of its own."""
 
-    def __init__(self, program: Path, device: str, steps: int, warmup: int) -> None:
-        self._program = program
+    def __init__(self, programs: dict[str, Path], device: str, steps: int, warmup: int) -> None:
+        self._programs = programs
         self._device = device
         self._numbers = ("--steps", str(steps), "--warmup", str(warmup))
         self._weights = cache()
         self.runs: list[dict[str, Any]] = []
         if not all((self._weights / f"{name}.safetensors").exists() for name in ("lm", "codec")):
-            subprocess.run(self._command("write"), check=True)  # noqa: S603
+            subprocess.run(self._command("write", "ours"), check=True)  # noqa: S603
 
     def step_ms(self, engine: str, precision: str, lanes: int) -> float | None:
         """The median step of one more run; None where the card has no room for so many lanes."""
@@ -97,7 +103,7 @@ class Bench:
         if engine == "ours":
             options += ["--context", "full"]
         done = subprocess.run(  # noqa: S603
-            [*self._command(engine), *options], capture_output=True, text=True, check=False
+            [*self._command(engine, engine), *options], capture_output=True, text=True, check=False
         )
         if done.returncode:
             if "memory" not in done.stderr.lower():
@@ -109,8 +115,9 @@ class Bench:
         print(f"{engine} {precision} {lanes} lanes: {median:.1f} ms a step", flush=True)
         return median
 
-    def _command(self, mode: str) -> list[str]:
-        return [str(self._program), mode, "--shape", SHAPE, "--folder", str(self._weights)]
+    def _command(self, mode: str, engine: str) -> list[str]:
+        program = str(self._programs[engine])
+        return [program, mode, "--shape", SHAPE, "--folder", str(self._weights)]
 
 
 def least_ms(run: dict[str, Any], lanes: int, bytes_per_s: float) -> float:
@@ -147,11 +154,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
 
-    program = build(with_reference=arguments.reference)
-    rates = bandwidth(program, arguments.device)
-    rate = statistics.median(rates)
-    bench = Bench(program, arguments.device, arguments.steps, arguments.warmup)
     engines = ("ours", "reference") if arguments.reference else ("ours",)
+    programs = {engine: build(engine) for engine in engines}
+    rates = bandwidth(programs["ours"], arguments.device)
+    rate = statistics.median(rates)
+    bench = Bench(programs, arguments.device, arguments.steps, arguments.warmup)
     times: Times = {}
     for repeat in range(arguments.repeats):
         for precision in arguments.precisions:

@@ -9,8 +9,8 @@
 //!         [--threads N]
 //!
 //! SHAPE: see [`shapes::named`]. The CPU and f32 where nothing else is asked for; the reference also
-//! has bf16. The last two are for ours: its choice where they are missing. The reference runs on a
-//! card when this is built with the feature `cuda-reference`.
+//! has bf16. The last two are for ours: its choice where they are missing. On a card ours runs when
+//! this is built with the feature `cuda`, the reference with `cuda-reference`.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
