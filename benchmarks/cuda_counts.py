@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measuring import RESULTS, RUST, command_line, table, write_results
+from measuring import RESULTS, build, command_line, table, write_results
 
 LANES = (1, 12)
 PRECISIONS = ("f32", "f16", "q8")
@@ -65,19 +65,13 @@ WHAT = {
 }
 
 
-def build() -> tuple[Path, str]:
+def programs() -> tuple[Path, str]:
     """The program that steps, and the folder of the emulated driver."""
-    cargo = os.environ.get("CARGO", "cargo")
-    for options in (
-        ["-p", "moshi-ctl-reference", "--features", "cuda", "--bin", "moshi-ctl-bench-step"],
-        ["-p", "moshi-ctl-emulator"],
-    ):
-        command = [cargo, "build", "--release", "--locked", *options]
-        subprocess.run(command, cwd=RUST, check=True)  # noqa: S603
-    programs = Path(os.environ.get("CARGO_TARGET_DIR", RUST / "target"), "release")
-    emulator = [str(programs / "moshi-ctl-emulator")]
-    folder = subprocess.run(emulator, check=True, capture_output=True, text=True)  # noqa: S603
-    return programs / "moshi-ctl-bench-step", folder.stdout.strip()
+    step, emulator = "moshi-ctl-bench-step", "moshi-ctl-emulator"
+    program = build(step, feature="cuda")[step]
+    printer = [str(build(emulator, package=emulator)[emulator])]
+    folder = subprocess.run(printer, check=True, capture_output=True, text=True)  # noqa: S603
+    return program, folder.stdout.strip()
 
 
 def counted(program: Path, driver: str, folder: Path, options: list[str]) -> dict[str, int]:
@@ -104,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    program, driver = build()
+    program, driver = programs()
     rows, raw = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,9 +25,9 @@ from typing import Any
 from measuring import (
     FRAME_MS,
     RESULTS,
-    RUST,
     SHAPE,
     Verdict,
+    build,
     cache,
     command_line,
     limits_table,
@@ -44,23 +43,13 @@ WEIGHT_BYTES = {"f32": 2, "f16": 2, "bf16": 2, "q8": 34 / 32}
 RING_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "q8": 1 + 4 / 128}
 
 PROGRAM = "moshi-ctl-bench-step"
-# Of each engine: the feature it is built with, and where, below the usual place.
+# Of each engine: the feature it is built with, and where, below the usual place. They link CUDA in
+# ways that exclude each other.
 FEATURES = {"ours": ("cuda", ""), "reference": ("cuda-reference", "cuda-reference")}
 
 # The limits the project has set itself.
 LEAST_STREAMS_OF_REFERENCE = 2.0
 MOST_TIME_OF_BANDWIDTH = 2.0
-
-
-def build(engine: str) -> Path:
-    """Builds the program for one engine: they link CUDA in ways that exclude each other."""
-    feature, target = FEATURES[engine]
-    folder = Path(os.environ.get("CARGO_TARGET_DIR", RUST / "target"), target)
-    options = ["--release", "--locked", "-p", "moshi-ctl-reference", "--features", feature]
-    options += ["--bin", PROGRAM, "--target-dir", str(folder)]
-    cargo = os.environ.get("CARGO", "cargo")
-    subprocess.run([cargo, "build", *options], cwd=RUST, check=True)  # noqa: S603
-    return folder / "release" / PROGRAM
 
 
 def card_facts(device: str) -> dict[str, str]:
@@ -155,7 +144,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     engines = ("ours", "reference") if arguments.reference else ("ours",)
-    programs = {engine: build(engine) for engine in engines}
+    programs = {}
+    for engine in engines:
+        feature, below = FEATURES[engine]
+        programs[engine] = build(PROGRAM, feature=feature, below=below)[PROGRAM]
     rates = bandwidth(programs["ours"], arguments.device)
     rate = statistics.median(rates)
     bench = Bench(programs, arguments.device, arguments.steps, arguments.warmup)

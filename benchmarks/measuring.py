@@ -179,13 +179,23 @@ def json_line(command: list[str]) -> dict[str, Any]:
     return read
 
 
-def build(*programs: str) -> dict[str, Path]:
-    """Builds programs of the reference crate and returns where they are."""
+def build(
+    *programs: str, package: str = "moshi-ctl-reference", feature: str = "", below: str = ""
+) -> dict[str, Path]:
+    """Builds programs of a package and returns where they are.
+
+    Args:
+        programs: Their names.
+        package: Where they are, among ours.
+        feature: What they are built with besides.
+        below: A folder in that of all build products, for features that exclude others.
+    """
     cargo = os.environ.get("CARGO", "cargo")
+    target = Path(os.environ.get("CARGO_TARGET_DIR", RUST / "target"), below)
     names = [text for program in programs for text in ("--bin", program)]
-    options = ["--release", "--locked", "-p", "moshi-ctl-reference", *names]
+    options = ["--release", "--locked", "--target-dir", str(target), "-p", package, *names]
+    options += ["--features", feature] if feature else []
     subprocess.run([cargo, "build", *options], cwd=RUST, check=True)  # noqa: S603
-    target = Path(os.environ.get("CARGO_TARGET_DIR", RUST / "target"))
     return {program: target / "release" / program for program in programs}
 
 

@@ -208,7 +208,7 @@ def _print_table(results: dict[str, Any]) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads = ["lanes", "median", "p95", "p99", "codec", "LM", "x real time", "keeps up"]
-    is_on_card = results["card_bytes"] is not None
+    is_on_card = _is_on_card(results)
     # Of the process; what is on a card is the same for every number of lanes.
     for head in heads if is_on_card else [*heads, "GB"]:
         table.add_column(head, justify="right", no_wrap=True)
@@ -231,16 +231,20 @@ def _print_table(results: dict[str, Any]) -> None:
     console.print(f"{_verdict(results)} Loaded in {results['load_s']:.1f} s.{_memory(results)}")
 
 
+def _is_on_card(results: dict[str, Any]) -> bool:
+    return results["card_bytes"] is not None
+
+
 def _place(results: dict[str, Any]) -> str:
     """What computes."""
-    if results["card_bytes"] is not None:
+    if _is_on_card(results):
         return str(results["device"])
     return f"{results['threads']} threads, {results['instructions']}"
 
 
 def _order(results: dict[str, Any]) -> str:
     """How the parts of a step share its time."""
-    if results["card_bytes"] is not None:
+    if _is_on_card(results):
         return "run one after the\nother: medians of both"
     return "run side by side:\nmedians of their shares"
 
@@ -254,7 +258,7 @@ def _verdict(results: dict[str, Any]) -> str:
 
 
 def _memory(results: dict[str, Any]) -> str:
-    if results["card_bytes"] is not None:
+    if _is_on_card(results):
         lanes = counted(results["loaded_lanes"], "lane")
         return f" The card holds {results['card_bytes'] / BYTES_PER_GB:.2f} GB of it, for {lanes}."
     per_lane = results["resident_per_further_lane_bytes"]

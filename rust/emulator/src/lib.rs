@@ -1,9 +1,9 @@
 //! A CUDA driver whose card is the processor: tests of the engine on a card that need none.
 //!
 //! The library has the name of NVIDIA's, `libcuda.so.1`, and is found in its place by a process that
-//! starts with [`Emulated::command`]. It compiles nothing: its kernels are the engine's, compiled by a C++
-//! compiler. But it holds the engine to what a driver holds it to: kernels must be in the PTX that is
-//! loaded, PTX must be for a card and a driver of its age, memory ends where it ends.
+//! starts with [`Emulated::command`]. It compiles nothing: its kernels are the engine's, compiled by
+//! a C++ compiler. But it holds the engine to what a driver holds it to: kernels must be in the PTX
+//! that is loaded, PTX must be for a card and a driver of its age, memory ends where it ends.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 
 use std::collections::BTreeMap;

@@ -112,6 +112,10 @@ static __device__ inline u16 f32_to_bf16(float value) {
     return (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
+static __device__ inline float gelu(float x) {
+    return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+}
+
 static __device__ inline float warp_sum(float value) {
     for (int mask = WARP / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
     return value;
@@ -156,6 +160,20 @@ static __device__ inline void store_four(float *to, Four numbers) {
     *(float4 *)to = float4{numbers.at[0], numbers.at[1], numbers.at[2], numbers.at[3]};
 }
 
+template <float (*TO_F32)(u16)>
+static __device__ inline Four half_four(const u16 *from) {
+    const uint2 packed = *(const uint2 *)from;
+    return Four{{TO_F32((u16)packed.x), TO_F32((u16)(packed.x >> 16)), TO_F32((u16)packed.y),
+                 TO_F32((u16)(packed.y >> 16))}};
+}
+
+static __device__ inline Four i8_four(const i8 *from, float scale) {
+    const u32 packed = *(const u32 *)from;
+    Four four;
+    for (int i = 0; i < 4; i++) four.at[i] = scale * (float)(i8)(packed >> 8 * i);
+    return four;
+}
+
 // Formats of weights. `load` gives `AT_ONCE` numbers of a row from 16 bytes; rows are as long as a
 // multiple of `AT_ONCE`.
 struct F32 {
@@ -191,9 +209,7 @@ struct Half {
     }
 
     __device__ Four four(u64 row, int inputs, int k) const {
-        uint2 packed = *(const uint2 *)(numbers + row * inputs + k);
-        return Four{{TO_F32((u16)packed.x), TO_F32((u16)(packed.x >> 16)), TO_F32((u16)packed.y),
-                     TO_F32((u16)(packed.y >> 16))}};
+        return half_four<TO_F32>(numbers + row * inputs + k);
     }
 };
 
@@ -225,10 +241,6 @@ struct Q8 {
     }
 
     __device__ Four four(u64 row, int inputs, int k) const {
-        u32 packed = *(const u32 *)(numbers + row * inputs + k);
-        float scale = this->scale(row, inputs, k);
-        Four four;
-        for (int i = 0; i < 4; i++) four.at[i] = scale * (float)(i8)(packed >> 8 * i);
-        return four;
+        return i8_four(numbers + row * inputs + k, scale(row, inputs, k));
     }
 };

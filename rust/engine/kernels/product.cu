@@ -8,10 +8,6 @@
 // What becomes of a sum.
 enum Ending { STORE = 0, GELU = 1, ADD = 2 };
 
-static __device__ inline float gelu(float x) {
-    return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
-}
-
 static __device__ inline void finish(float *y, float sum, u32 output, const float *bias,
                                      const float *scale, int ending) {
     if (bias) sum += bias[output];

@@ -57,13 +57,6 @@ struct RingOf {
     }
 };
 
-template <float (*TO_F32)(u16)>
-static __device__ inline Four half_four(const u16 *from) {
-    uint2 packed = *(const uint2 *)from;
-    return Four{{TO_F32((u16)packed.x), TO_F32((u16)(packed.x >> 16)), TO_F32((u16)packed.y),
-                 TO_F32((u16)(packed.y >> 16))}};
-}
-
 struct InF32 {
     typedef float Number;
     static __device__ Four four(const RingOf<float> &ring, u64, u64 at) {
@@ -71,28 +64,20 @@ struct InF32 {
     }
     static __device__ float number(float value, float) { return value; }
 };
-struct InF16 {
+template <float (*TO_F32)(u16), u16 (*FROM_F32)(float)>
+struct InHalf {
     typedef u16 Number;
     static __device__ Four four(const RingOf<u16> &ring, u64, u64 at) {
-        return half_four<f16_to_f32>(ring.numbers + at);
+        return half_four<TO_F32>(ring.numbers + at);
     }
-    static __device__ u16 number(float value, float) { return f32_to_f16(value); }
+    static __device__ u16 number(float value, float) { return FROM_F32(value); }
 };
-struct InBf16 {
-    typedef u16 Number;
-    static __device__ Four four(const RingOf<u16> &ring, u64, u64 at) {
-        return half_four<upper_to_f32>(ring.numbers + at);
-    }
-    static __device__ u16 number(float value, float) { return f32_to_bf16(value); }
-};
+typedef InHalf<f16_to_f32, f32_to_f16> InF16;
+typedef InHalf<upper_to_f32, f32_to_bf16> InBf16;
 struct InQ8 {
     typedef i8 Number;
     static __device__ Four four(const RingOf<i8> &ring, u64 slot, u64 at) {
-        const u32 packed = *(const u32 *)(ring.numbers + at);
-        const float scale = ring.scales[slot];
-        Four four;
-        for (int i = 0; i < 4; i++) four.at[i] = scale * (float)(i8)(packed >> 8 * i);
-        return four;
+        return i8_four(ring.numbers + at, ring.scales[slot]);
     }
     static __device__ i8 number(float value, float inverse) { return (i8)rintf(value * inverse); }
 };
@@ -274,7 +259,7 @@ KERNEL(gate, 256, (const float *wide, float *y, int width, int gating)) {
                 b = wide[((u64)blockIdx.y * 2 + 1) * width + i];
     const float sigmoid = 1 / (1 + expf(-a));
     const float g = gating == SILU       ? a * sigmoid
-                    : gating == GELU_ERF ? 0.5f * a * (1 + erff(a * 0.70710678118654752f))
+                    : gating == GELU_ERF ? gelu(a)
                     : gating == RELU     ? fmaxf(a, 0)
                                          : sigmoid;
     y[(u64)blockIdx.y * width + i] = g * b;

@@ -87,16 +87,14 @@ pub(crate) fn serve(
     };
     let credentials = credentials(config_path, read_keys);
     let options = WorkerOptions { addr, port, credentials, tls, read_gpus };
-    let mut models_of = BTreeMap::<Option<String>, usize>::new();
-    for module in config.modules.values() {
-        *models_of.entry(place(module.asr())).or_default() += 1;
-    }
+    let devices: Vec<_> = config.modules.values().map(|module| module.asr().device).collect();
     let real_time = config.sizing.real_time;
     let load =
         move |name: &str, module: &AsrModule| -> Result<Box<dyn StreamingModel>, ModelError> {
             let model = load_what_fits(spec(module, threads))?;
             let model: Box<dyn StreamingModel> = if real_time {
-                let (models, wish) = (models_of[&place(module)], wishes.get(name).copied());
+                let models = devices.iter().filter(|device| **device == module.device).count();
+                let wish = wishes.get(name).copied();
                 Box::new(RealTimeModel { model, models, wish })
             } else {
                 Box::new(model)
@@ -107,11 +105,6 @@ pub(crate) fn serve(
         };
     py.detach(|| worker::run(config, options, Box::new(load)))
         .map_err(|error| worker_error(py, &error))
-}
-
-/// Where a module's model runs.
-fn place(module: &AsrModule) -> Option<String> {
-    module.device.map(|device| device.to_string())
 }
 
 /// What Python says of the keys.

@@ -164,10 +164,8 @@ impl Matrix {
             .iter()
             .map(|(weights, rows)| weights.raw("weight", &[*rows, inputs]))
             .collect::<Result<Vec<_>, _>>()?;
-        let format = match tables.iter().map(RawTensor::format).reduce(same_or_f32) {
-            Some(format) => format,
-            None => Format::F32,
-        };
+        let formats = tables.iter().map(RawTensor::format);
+        let format = formats.reduce(same_or_f32).unwrap_or(Format::F32);
         let held = Held::of_table(inputs, format, precision);
         let outputs = parts.iter().map(|(_, rows)| rows).sum();
         let numbers = Memory::zeroed(card, bytes(outputs, inputs, held))?;
